@@ -1,0 +1,12 @@
+"""Training-free visual-token pruning, with bypass, for Hugging Face vision-language models."""
+
+from swiftvlm.engine import prune
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.families import FAMILIES
+from swiftvlm.methods import METHODS, plan
+from swiftvlm.methods.swiftvlm import SwiftVLM
+from swiftvlm.plans import Plan
+from swiftvlm.shape import ModelShape
+from swiftvlm.trace import Trace
+
+__all__ = ["FAMILIES", "METHODS", "ModelShape", "Plan", "SwiftVLM", "SwiftVLMError", "Trace", "plan", "prune"]

@@ -1,0 +1,67 @@
+"""Refusals: ways of calling the model that pruning cannot follow, each with its way out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from swiftvlm.engine.cache import lengths, past_length
+from swiftvlm.errors import UnsupportedError
+
+
+def check_request(request: Mapping[str, Any]) -> None:
+    """Refuse what a pruned prefill cannot answer, from the arguments of the whole model's forward."""
+    if request.get("labels") is not None:
+        raise UnsupportedError(
+            "labels cannot be matched with pruned logits (they are as long as the last layer's sequence); compute the "
+            "loss on logits of the answer's tokens, or outside prune()"
+        )
+    if request.get("output_router_logits"):
+        raise UnsupportedError(
+            "output_router_logits is not supported: routers of different layers see different tokens"
+        )
+    keep = request.get("logits_to_keep")
+    if isinstance(keep, Tensor) or (isinstance(keep, int) and keep > 1):
+        raise UnsupportedError(
+            f"logits_to_keep={keep!r} at a pruned prefill: assisted decoding prefills the prompt and its guesses "
+            "together, which hides the end of the prompt. Generate without an assistant; to read several logits "
+            "yourself, leave logits_to_keep at 0 and slice them"
+        )
+
+
+def check_prompt(request: Mapping[str, Any]) -> Tensor:
+    """The prompt's ids, (batch, prompt). Raises `UnsupportedError` where only embeddings were given."""
+    input_ids = request.get("input_ids")
+    if not isinstance(input_ids, Tensor):
+        raise UnsupportedError("visual tokens are found by their ids: pass input_ids, not only inputs_embeds")
+    return input_ids
+
+
+def check_unknown_cache(cache: Any, has_visual: bool) -> None:
+    """Refuse a filled cache that this `prune` did not see being filled, unless it is an unpruned text turn."""
+    if has_visual:
+        raise UnsupportedError(
+            "an image in a later turn, on a cache that is already filled, is not supported: start a new cache and "
+            "give the whole conversation as one prompt"
+        )
+    if len(set(lengths(cache))) > 1:
+        raise UnsupportedError(
+            f"this cache holds between {min(lengths(cache))} and {max(lengths(cache))} tokens a layer: it was pruned "
+            "inside another prune(), or is a copy. Keep the whole conversation inside one `with`, on the same cache"
+        )
+
+
+def check_continuation(cache: Any, prompt: int, decoded: bool, new_tokens: int) -> None:
+    """Refuse tokens behind a pruned prompt that would be wrong without anybody noticing."""
+    past = past_length(cache)
+    if past < prompt:
+        raise UnsupportedError(
+            f"the cache was cropped to {past} tokens, into its pruned prompt of {prompt}: crop only tokens behind the "
+            "prompt, or prefill again"
+        )
+    if new_tokens > 1 and not decoded:
+        raise UnsupportedError(
+            f"{new_tokens} tokens arrive at once directly behind a pruned prompt: was it prefilled in chunks, as a "
+            "shared prefix, or is this assisted decoding? The visual tokens were chosen by the last token of the first "
+            "piece. Prefill the whole prompt in one call; to score a given answer, feed its first token alone"
+        )

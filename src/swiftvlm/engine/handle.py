@@ -1,0 +1,230 @@
+"""`Handle`: hooks on a model as it is, for as long as a `with` lasts. Nothing is copied, swapped or left behind."""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from swiftvlm.budget import Budget
+from swiftvlm.engine.cache import check_cache, check_text_config, kv_bytes, past_length
+from swiftvlm.engine.guards import check_continuation, check_prompt, check_request, check_unknown_cache
+from swiftvlm.engine.prefill import Prefill
+from swiftvlm.engine.prompt import Prompt
+from swiftvlm.engine.record import recorder
+from swiftvlm.engine.selfcheck import check_itself
+from swiftvlm.errors import FamilyError, SwiftVLMError
+from swiftvlm.families import find_family
+from swiftvlm.methods import find_method
+from swiftvlm.methods.base import Method, check_stages
+from swiftvlm.shape import ModelShape
+from swiftvlm.trace import Trace
+
+Inputs = dict[str, Any]
+Changed = tuple[tuple[Any, ...], Inputs]
+
+
+class Handle:
+    """One method on one model. `with handle as trace`, or `attach()` and `detach()`; see `swiftvlm.prune`."""
+
+    def __init__(
+        self, model: nn.Module, method: str | Method, budget: Budget, preset: str | None, record_states: tuple[int, ...]
+    ) -> None:
+        self.model, self.method = model, find_method(method)
+        self.family = find_family(model)
+        self.trusted = bool(self.family.model_types)  # the generic record must first pass law 1 on a real prompt
+        self.core, self.decoder = self.family.core(model), self.family.language_model(model)
+        self.layers = self.family.layers(self.decoder)
+        check_text_config(self.decoder.config)
+        self.shape = ModelShape.of(model)
+        self.stages = check_stages(self.method, self.method.stages(self.shape), self.shape)
+        if self.stages and self.stages[0].after < self.family.first_stage:
+            raise FamilyError(
+                f"{self.method.name} cuts after layer {self.stages[0].after}, but {self.family.name} models can be cut "
+                f"after layer {self.family.first_stage} at the earliest"
+            )
+        outside = [layer for layer in record_states if not 1 <= layer <= self.shape.layers]
+        if outside:
+            raise SwiftVLMError(f"record_states names layers 1 to {self.shape.layers}, got {outside}")
+        self.budget, self.preset, self.record_states = budget, preset, record_states
+        self.trace = Trace()
+        self._hooks: list[RemovableHandle] = []
+        self._request: Inputs = {}
+        self._current: Prefill | None = None  # the prompt that this forward prefills or continues
+        self._cache: Any = None
+        self._prefilling = False
+        self._columns = 0  # keys of an uncut layer in this forward
+        self._slices: dict[tuple[int, torch.device], Inputs] = {}
+        self._states: dict[int, Tensor] = {}
+        self._known: WeakKeyDictionary[Any, Prefill] = WeakKeyDictionary()
+        self.method.plan(self.shape, 0, 1, budget, preset)  # a wrong preset or two budgets are told before any prompt
+
+    def attach(self) -> "Handle":
+        """Put the hooks on. Raises `SwiftVLMError` if the model already carries some."""
+        if any(isinstance(owner(hook), Handle) for hook in self.model._forward_pre_hooks.values()):
+            raise SwiftVLMError("this model is already being pruned: leave the other `with swiftvlm.prune(...)` first")
+        before = self._add_before
+        before(self.model, self._on_model)
+        if self.core is not self.model:
+            before(self.core, self._on_core)
+        before(self.decoder, self._on_decoder)
+        for index, layer in enumerate(self.layers):
+            before(layer, LayerHook(self, index))
+            if index + 1 in self.record_states:
+                self._hooks.append(layer.register_forward_hook(self._recording(index + 1)))
+        self._hooks.append(self.decoder.register_forward_hook(self._on_decoded))
+        return self
+
+    def detach(self) -> None:
+        """Take every hook off; the trace stays. Harmless when nothing is attached."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._current, self._request = None, {}
+        self._slices.clear()
+
+    def keeping_all(self, method: Method) -> "Handle":
+        """A handle on the same model that runs `method` at a budget of everything, for the self-check."""
+        with warnings.catch_warnings(action="ignore"):
+            twin = Handle(self.model, method, 1.0, None, ())
+        twin.trusted = True
+        return twin
+
+    def __enter__(self) -> Trace:
+        self.attach()
+        return self.trace
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _add_before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _on_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
+        """Seam (a), outside: what only the generation head is told (labels, logits_to_keep)."""
+        self._request = _arguments(model, args, kwargs)
+        if not self.trusted and past_length(self._request.get("past_key_values")) == 0:
+            self.trusted = True
+            check_itself(self, model, self._request)
+
+    def _on_core(self, core: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
+        """Seam (a), inside: ids and image inputs of this forward."""
+        self._request |= _arguments(core, args, kwargs)
+
+    def _on_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
+        """Seam (b): decide what this forward is, a prompt to prune, tokens behind one, or none of our business."""
+        request, self._request = self._request, {}
+        cache = kwargs.get("past_key_values", request.get("past_key_values"))
+        self._current, self._prefilling = None, False
+        self._slices.clear()
+        self._states = {}
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None or not request:
+            return  # the language model is used on its own
+        past = past_length(cache)
+        self._columns = past + embeds.shape[1]
+        if past == 0:
+            self._prefilling = True
+            self._current = self._begin(request, kwargs.get("attention_mask"), embeds)
+        elif self.stages:
+            self._continue(cache, request.get("input_ids"), embeds.shape[1])
+
+    def _continue(self, cache: Any, ids: Any, new_tokens: int) -> None:
+        # One new token cannot be an image, and asking the device at every step would make decoding wait for it.
+        has_visual = new_tokens > 1 and isinstance(ids, Tensor) and bool(self.family.visual(self.model, ids).any())
+        prefill = self._known.get(cache)
+        if prefill is None or has_visual:
+            check_unknown_cache(cache, has_visual)
+        elif prefill.segments:
+            check_continuation(cache, prefill.length, prefill.decoded, new_tokens)
+            prefill.decoded = True
+            self._current = prefill
+
+    def _begin(self, request: Inputs, mask: Tensor | None, embeds: Tensor) -> Prefill:
+        ids = check_prompt(request)
+        prompt = Prompt.read(ids, mask, self.family.visual(self.model, ids), embeds)
+        plans = prompt.plans(self.method, self.shape, self.budget, self.preset)
+        due = self.stages if any(plan.cuts for plan in plans) else ()
+        if due:
+            check_request(request)
+        cells = self.family.cells(self.model, request, prompt.visual)
+        return Prefill(self.family, self.decoder, due, prompt, plans, cells)
+
+    def on_layer(self, index: int, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
+        """Seam (c): before a decoder layer, cut the states if a stage is due and hand the layer its slices."""
+        prefill = self._current
+        if prefill is None:
+            return None
+        hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
+        kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        if self._prefilling:
+            if index == 0:
+                self._register(prefill, kwargs.get("past_key_values"))
+            hidden = prefill.stage(index, hidden, kwargs, flat="flash" in self.decoder.config._attn_implementation)
+        kwargs |= self._sliced(prefill, index, hidden, kwargs)
+        if self._prefilling:
+            prefill.remember(index, hidden, kwargs)
+        return (hidden, *rest), kwargs
+
+    def _register(self, prefill: Prefill, cache: Any) -> None:
+        if prefill.stages:
+            check_cache(cache)
+        self._cache = cache
+        if cache is not None:
+            self._known[cache] = prefill
+
+    def _sliced(self, prefill: Prefill, index: int, hidden: Tensor, inputs: Inputs) -> Inputs:
+        """What differs in this layer's arguments; worked out once for each segment, device and forward."""
+        segment = prefill.segment(index)
+        if segment is None:
+            return {}
+        key = (segment.start, hidden.device)
+        if key not in self._slices:
+            segment = segment.to(hidden.device)
+            if self._prefilling:
+                self._slices[key] = segment.prefill(hidden, inputs, prefill.rotate)
+            else:
+                self._slices[key] = segment.step(hidden, inputs, self._columns, prefill.rotate)
+        return self._slices[key]
+
+    def _recording(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if self._prefilling:
+                self._states[layer] = (output if isinstance(output, Tensor) else output[0]).detach()
+
+        return keep
+
+    def _on_decoded(self, decoder: nn.Module, args: Any, output: Any) -> None:
+        """After the last layer: a finished prefill becomes a run of the trace."""
+        if self._current is not None and self._prefilling:
+            size = 0 if self._cache is None else kv_bytes(self._cache)
+            self.trace.add(recorder(self.method, self.shape, self._current, size, self._states))
+            self._current.forget()
+        self._current, self._cache, self._prefilling = None, None, False
+
+
+class LayerHook:
+    """A layer's pre-hook that knows its index; a class, so that the model can tell whose hooks it carries."""
+
+    def __init__(self, handle: Handle, index: int) -> None:
+        self.handle, self.index = handle, index
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
+        return self.handle.on_layer(self.index, args, kwargs)
+
+
+def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Inputs:
+    """The arguments of a forward by name, positional ones too."""
+    bound = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+    return bound | bound.pop("kwargs", {})
+
+
+def owner(hook: Callable[..., Any]) -> Any:
+    """The object a bound method belongs to, or None."""
+    return hook.__self__ if inspect.ismethod(hook) else None

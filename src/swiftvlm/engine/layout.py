@@ -1,0 +1,108 @@
+"""`Layout`: which tokens a padded batch holds at some depth, and how a cut makes the next one."""
+
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from swiftvlm import tokens
+
+Indexes = TypeVar("Indexes", bound="Beside")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A record of index tensors that can follow the states from device to device (`device_map`)."""
+
+    def to(self: Indexes, device: torch.device) -> Indexes:
+        """The same record with every tensor, also in records inside it, on `device`."""
+        values = {field.name: self.__dict__[field.name] for field in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor | Beside)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Layout(Beside):
+    """The sequence of every row between two stages.
+
+    `slot`: index into the prompt as given (the mask column), ascending; -1 marks a filler at the left of a shorter row.
+    `position`: the RoPE angle's position id. `present`: neither filler nor padding. `candidates`: visual tokens, merged
+    ones included; never the last prompt token. `query`: the place of each row's last prompt token. `padding`: the row's own
+    padding tokens, a Python count so that nothing waits for the device. `holed`: some row has fillers, so a mask must
+    hide them. `moved`: positions are no longer the model's own.
+    """
+
+    slot: Int[Tensor, "batch tokens"]
+    position: Float[Tensor, "batch tokens"]
+    present: Bool[Tensor, "batch tokens"]
+    candidates: Bool[Tensor, "batch tokens"]
+    query: Int[Tensor, " batch"]
+    padding: tuple[int, ...]
+    holed: bool = False
+    moved: bool = False
+
+
+@dataclass(frozen=True)
+class Next(Beside):
+    """How a layout shrinks: `index` into the old sequence for each new place (-1 = filler), `where` the way back."""
+
+    index: Int[Tensor, "batch kept"]
+    where: Int[Tensor, "batch tokens"]
+
+
+def whole(
+    attended: Bool[Tensor, "batch prompt"],
+    candidates: Bool[Tensor, "batch prompt"],
+    position: Tensor,
+    padding: tuple[int, ...],
+) -> Layout:
+    """The layout of a prompt before any stage."""
+    length = attended.shape[1]
+    place = torch.arange(length, device=attended.device)
+    query = (attended * (place + 1)).argmax(dim=1)
+    slot = place.expand(attended.shape)
+    return Layout(slot, position.expand(attended.shape).float(), attended, candidates, query, padding)
+
+
+def shrink(layout: Layout, survivors: Bool[Tensor, "batch tokens"], length: int) -> Next:
+    """Keep each row's survivors in order, padded to `length` with the row's own padding, then with fillers.
+
+    Reusing padding keeps a cut that drops nothing the identity, and a right-padded row right-padded.
+    """
+    padding = ~layout.present & (layout.slot >= 0)
+    worth = survivors.to(torch.int8) * 2 + padding.to(torch.int8)
+    order = worth.sort(dim=1, descending=True, stable=True).indices[:, :length]
+    index = order.masked_fill(worth.gather(1, order) == 0, -1).sort(dim=1).values
+    rows, old = layout.slot.shape
+    where = torch.full((rows, old + 1), -1, device=index.device)
+    where.scatter_(1, index.masked_fill(index < 0, old), torch.arange(length, device=index.device).expand(rows, -1))
+    return Next(index, where[:, :old])
+
+
+def cut(layout: Layout, step: Next, real: tuple[int, ...], renumber: bool) -> Layout:
+    """The layout behind a stage that leaves each row `real` present tokens.
+
+    Renumbering counts each row's tokens on from the position of its first one.
+    """
+    length = step.index.shape[1]
+    padding = tuple(min(length - left, old) for left, old in zip(real, layout.padding, strict=True))
+    holed = any(left + pad < length for left, pad in zip(real, padding, strict=True))
+    filler = step.index < 0
+    slot = tokens.rows(layout.slot, step.index).masked_fill(filler, -1)
+    present = tokens.rows(layout.present, step.index) & ~filler
+    position = tokens.rows(layout.position, step.index)
+    if renumber:
+        first = layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)
+        position = torch.where(present, first + (present.cumsum(1) - 1), position)
+    return Layout(
+        slot,
+        position,
+        present,
+        tokens.rows(layout.candidates, step.index) & ~filler,
+        step.where.gather(1, layout.query[:, None])[:, 0],
+        padding,
+        holed,
+        layout.moved or renumber,
+    )

@@ -1,0 +1,226 @@
+"""One prefill under a method: at each stage restore, score, select, and cut the token axis. Nothing else cuts it."""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from swiftvlm import tokens
+from swiftvlm.engine.cache import cached_keys
+from swiftvlm.engine.layout import Beside, Layout, Next, cut, shrink
+from swiftvlm.engine.prompt import Prompt
+from swiftvlm.engine.segment import Segment
+from swiftvlm.families.base import Family
+from swiftvlm.plans import Plan
+from swiftvlm.scores import View
+from swiftvlm.stage import Bypass, Merge, Stage
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice(Beside):
+    """What one stage decided, in the places of the layout it decided on. `groups`: -1 where a token is in none."""
+
+    layout: Layout
+    kept: Bool[Tensor, "batch tokens"]
+    anchors: Bool[Tensor, "batch tokens"]
+    groups: Int[Tensor, "batch tokens"]
+    means: Float[Tensor, "batch groups dim"]
+
+
+@dataclass(frozen=True)
+class Aside(Beside):
+    """What a bypass keeps beside the layers: every state at the stage, and how the tokens that went on stand for it."""
+
+    hidden: Float[Tensor, "batch tokens dim"]
+    choice: Choice
+    step: Next
+
+    def restore(self, hidden: Float[Tensor, "batch kept dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Bring bypassed tokens up to date by their group's offset (eqs. 12-13); tokens that went on are exact."""
+        choice, where = self.choice, self.step.where
+        place, _ = tokens.places(choice.anchors, choice.means.shape[1])
+        offset = tokens.rows(hidden, where.gather(1, place)).float() - choice.means
+        aligned = (self.hidden.float() + tokens.unmerge(offset, choice.groups)).to(hidden.dtype)
+        exact = (where >= 0) & ~choice.anchors
+        return torch.where(exact[..., None], tokens.rows(hidden, where), aligned)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The inputs of the layer whose projections a stage scores with; `keys`: its cached keys where they serve."""
+
+    layer: nn.Module
+    hidden: Tensor
+    rotary: tuple[Tensor, Tensor]
+    keys: Tensor | None = None
+
+
+class Prefill:
+    """The state of one prefill, fed layer by layer; `choices`, `segments` and `plans` are its outcome."""
+
+    def __init__(
+        self,
+        family: Family,
+        decoder: nn.Module,
+        stages: tuple[Stage, ...],
+        prompt: Prompt,
+        plans: tuple[Plan, ...],
+        cells: list[Tensor] | None = None,
+    ) -> None:
+        self.family, self.decoder, self.prompt, self.plans, self.cells = family, decoder, prompt, plans, cells
+        self.layers = family.layers(decoder)
+        self.decoded = False  # something has been generated behind the prompt
+        self.stages = {stage.after: (i, stage) for i, stage in enumerate(stages)}
+        self.choices: list[Choice] = []
+        self.segments: list[Segment] = []
+        self.start: Layout | None = None
+        self.layout: Layout | None = None
+        self.aside: Aside | None = None
+        self.probed: Probe | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt as given, padding included."""
+        return self.prompt.input_ids.shape[1]
+
+    def segment(self, index: int) -> Segment | None:
+        """The segment that layer `index` belongs to; None before the first cut."""
+        return next((segment for segment in reversed(self.segments) if segment.start <= index), None)
+
+    def forget(self) -> None:
+        """Let go of every hidden state; what decoding and the trace need stays."""
+        self.aside = self.probed = self.layout = self.start = None
+
+    def spans(self, length: int) -> list[tuple[int, int]]:
+        """(cached tokens of a row, fillers included; number of layers) from the first layer to the last."""
+        starts = [0, *(segment.start for segment in self.segments), len(self.layers)]
+        sizes = [length, *(segment.slot.shape[1] for segment in self.segments)]
+        return [(size, b - a) for size, (a, b) in zip(sizes, pairwise(starts), strict=True)]
+
+    def rotate(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin at any positions, from the model's own rotary module."""
+        return self.family.rotary(self.decoder, hidden, positions)
+
+    def remember(self, index: int, hidden: Tensor, inputs: Inputs) -> None:
+        """Keep what layer `index` is about to see, if the stage behind it scores with that layer's own map."""
+        following = self.stages.get(index + 1)
+        if following is not None and following[1].score.probe == "previous":
+            self.probed = Probe(self.layers[index], hidden, inputs["position_embeddings"])
+
+    def stage(self, index: int, hidden: Tensor, inputs: Inputs, flat: bool) -> Tensor:
+        """Apply the stage due before layer `index` (if one is) to the states; `flat`: masks have two dimensions."""
+        if self.start is None:
+            self.start = self.layout = self.prompt.layout(inputs["position_ids"])
+        if index not in self.stages:
+            return hidden
+        number, stage = self.stages[index]
+        hidden, layout = self._restored(hidden)
+        view = self._view(number, stage, index, hidden, layout, inputs)
+        scores = stage.score.rate(view)
+        scores = scores if self.prompt.twin is None else scores[self.prompt.twin.to(scores.device)]
+        if stage.measure is not None:
+            self._measure(number, list(stage.measure(view, scores)))
+        choice = self._choose(number, stage, hidden, layout, scores)
+        hidden = self._apply(number, stage, choice, hidden, flat)
+        self.choices.append(replace(choice, means=choice.means[:, :0]))  # the trace needs no states
+        return hidden
+
+    def _restored(self, hidden: Tensor) -> tuple[Tensor, Layout]:
+        if self.aside is not None:
+            aside = self.aside.to(hidden.device)
+            return aside.restore(hidden), aside.choice.layout
+        return hidden, self.layout.to(hidden.device)  # type: ignore[union-attr]  # set before the first stage
+
+    def _counts(self, number: int, field: str) -> tuple[int, ...]:
+        """Every row's kept or merged count at a stage; a row without cuts keeps all it has."""
+        whole = {"kept": self.prompt.visual, "merged": (0,) * len(self.plans)}[field]
+        cuts = zip(self.plans, whole, strict=True)
+        return tuple(plan.cuts[number].__dict__[field] if plan.cuts else all_ for plan, all_ in cuts)
+
+    def _measure(self, number: int, kept: list[int]) -> None:
+        """Replace planned counts by measured ones, within the plan's bound."""
+        changed = []
+        for plan, count in zip(self.plans, kept, strict=True):
+            cuts = list(plan.cuts)
+            if cuts:
+                cuts[number] = replace(cuts[number], kept=max(min(count, cuts[number].kept), 1))
+            changed.append(replace(plan, cuts=tuple(cuts)))
+        self.plans = tuple(changed)
+
+    def _view(self, number: int, stage: Stage, index: int, hidden: Tensor, layout: Layout, inputs: Inputs) -> View:
+        def attention_logits(queries: Tensor, rope: bool) -> Tensor:
+            if stage.score.probe == "previous" and self.probed is not None:
+                probe = replace(
+                    self.probed, keys=cached_keys(inputs.get("past_key_values"), index - 1, hidden.shape[1])
+                )
+            else:
+                probe = Probe(self.layers[index], hidden, self._rotary(hidden, layout, inputs))
+            return self._logits(probe, queries, rope).to(hidden.device)
+
+        ids = self.prompt.input_ids.to(hidden.device)
+        keep = self._counts(number, "kept")
+        return View(hidden, layout.slot, layout.present, layout.candidates, layout.query, keep, ids, attention_logits)
+
+    def _rotary(self, hidden: Tensor, layout: Layout, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        if layout.moved:
+            return self.rotate(hidden, layout.position)
+        cos, sin = (part.to(hidden.device) for part in inputs["position_embeddings"])
+        return tokens.rows(cos, layout.slot), tokens.rows(sin, layout.slot)
+
+    def _logits(self, probe: Probe, queries: Tensor, rope: bool) -> Tensor:
+        """q.k / sqrt(d) of a few query tokens in float32: (batch, heads, queries, tokens); knows shared key heads."""
+        family, (cos, sin) = self.family, probe.rotary
+        chosen = (tokens.rows(cos, queries), tokens.rows(sin, queries)) if rope else None
+        q = family.queries(probe.layer, tokens.rows(probe.hidden, queries), chosen)
+        k = probe.keys if rope and probe.keys is not None else None
+        k = family.keys(probe.layer, probe.hidden, (cos, sin) if rope else None) if k is None else k
+        batch, heads, count, width = q.shape
+        shared = q.reshape(batch, k.shape[1], -1, width).float()  # query heads that share a key head lie together
+        logits = shared @ k.float().transpose(2, 3) * family.scaling(probe.layer)
+        return logits.view(batch, heads, count, -1)
+
+    def _choose(self, number: int, stage: Stage, hidden: Tensor, layout: Layout, scores: Tensor) -> Choice:
+        keep = torch.tensor(self._counts(number, "kept"), device=hidden.device)
+        merge = self._counts(number, "merged")
+        kept = tokens.keep_top(scores, layout.candidates, keep)
+        low = layout.candidates & ~kept
+        anchors, groups = torch.zeros_like(low), torch.full_like(layout.slot, -1)
+        if isinstance(stage.rest, Merge) and any(merge):
+            count = torch.tensor(merge, device=hidden.device)
+            strided = stage.rest.anchors == "strided"
+            anchors = tokens.strided(low, count) if strided else tokens.keep_top(scores, low, count)
+            groups = tokens.group(hidden, low, anchors, max(merge), stage.rest.refine)
+        return Choice(layout, kept, anchors, groups, tokens.means(hidden, groups, max(merge)))
+
+    def _apply(self, number: int, stage: Stage, choice: Choice, hidden: Tensor, flat: bool) -> Tensor:
+        """Open the next segment, set bypassed tokens aside, put merged states into their anchors' slots, and cut."""
+        layout, renumber = self._turned(stage, choice), stage.positions == "renumbered"
+        counts = zip(self.prompt.text, self._counts(number, "kept"), self._counts(number, "merged"), strict=True)
+        real = tuple(text + kept + merged for text, kept, merged in counts)
+        step = shrink(layout, layout.present & (~layout.candidates | choice.kept | choice.anchors), max(real))
+        self.layout = cut(layout, step, real, renumber)
+        self.segments.append(Segment.of(stage.after, self._start(), self.layout, flat, renumber))
+        self.aside = Aside(hidden, choice, step) if isinstance(stage.rest, Bypass) else None
+        if choice.means.shape[1]:
+            own_mean = tokens.unmerge(choice.means, choice.groups).to(hidden.dtype)
+            hidden = torch.where(choice.anchors[..., None], own_mean, hidden)
+        return tokens.rows(hidden, step.index)
+
+    def _start(self) -> Layout:
+        if self.start is None:
+            raise AssertionError("a stage ran before the first layer was seen")
+        return self.start
+
+    def _turned(self, stage: Stage, choice: Choice) -> Layout:
+        """The layout with each anchor at the mean position of its group, where the stage says so."""
+        layout = choice.layout
+        if not isinstance(stage.rest, Merge) or stage.rest.position == "anchor" or not choice.means.shape[1]:
+            return layout
+        mean = tokens.means(layout.position[..., None], choice.groups, choice.means.shape[1])
+        moved = torch.where(choice.anchors, tokens.unmerge(mean, choice.groups)[..., 0], layout.position)
+        return replace(layout, position=moved, moved=True)

@@ -1,0 +1,121 @@
+"""`Family`: what the engine must know of a model, and nothing about any method."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from swiftvlm.errors import FamilyError
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of VLMs whose visual tokens run through a Llama-like decoder.
+
+    `model_types`: the `config.model_type`s it serves; `first_stage`: the fewest layers that must run before a cut.
+    Methods here fit models whose image features replace placeholder tokens and whose decoder layers own `self_attn`
+    with `q_proj` and `k_proj`; a family overrides what differs. Modules are called, never their weights read: weights
+    may be quantised, offloaded or carry adapters.
+    """
+
+    name: str = "generic"
+    model_types: tuple[str, ...] = ()
+    first_stage: int = 1
+
+    def core(self, model: nn.Module) -> nn.Module:
+        """The module that embeds images and calls the language model (`model.model` under a generation head)."""
+        return model.model if isinstance(getattr(model, "model", None), nn.Module) else model
+
+    def language_model(self, model: nn.Module) -> nn.Module:
+        """The decoder: a module with `layers` and `rotary_emb`. Raises `FamilyError` where there is none."""
+        decoder = getattr(self.core(model), "language_model", None)
+        if not isinstance(decoder, nn.Module) or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+            raise FamilyError(
+                f"{type(model).__name__} has no language model with visual tokens inside (`.language_model.layers`), so "
+                "there is nothing to prune. Cross-attention VLMs such as Llama 3.2 Vision are not supported"
+            )
+        return decoder
+
+    def layers(self, decoder: nn.Module) -> Sequence[nn.Module]:
+        """The decoder layers in order."""
+        return list(decoder.get_submodule("layers").children())
+
+    def visual(self, model: nn.Module, input_ids: Int[Tensor, "batch prompt"]) -> Bool[Tensor, "batch prompt"]:
+        """Which tokens of the prompt are image features. Raises `FamilyError` if the config names no placeholder."""
+        token = model.config.to_dict().get("image_token_id", model.config.to_dict().get("image_token_index"))
+        if token is None:
+            raise FamilyError(
+                f"{type(model).__name__}'s config has no image_token_id, so visual tokens cannot be found"
+            )
+        return input_ids == token
+
+    def cells(
+        self, model: nn.Module, request: Mapping[str, Any], counts: Sequence[int]
+    ) -> list[Int[Tensor, "visual 4"]] | None:
+        """(image, tile, row, column) of every visual token of each row of the batch; None where a family cannot say.
+
+        `counts`: visual tokens a row. -1 in tile, row and column: a token without a place, such as a newline.
+        """
+        return None
+
+    def queries(
+        self, layer: nn.Module, hidden: Float[Tensor, "batch chosen dim"], rotary: Rotary | None
+    ) -> Float[Tensor, "batch heads chosen head_dim"]:
+        """Query vectors of a layer for its (unnormalised) input states; turned by `rotary` unless None."""
+        return self._project(layer, "q", hidden, rotary)
+
+    def keys(
+        self, layer: nn.Module, hidden: Float[Tensor, "batch tokens dim"], rotary: Rotary | None
+    ) -> Float[Tensor, "batch kv_heads tokens head_dim"]:
+        """Key vectors of a layer for its (unnormalised) input states; turned by `rotary` unless None."""
+        return self._project(layer, "k", hidden, rotary)
+
+    def _project(self, layer: nn.Module, which: str, hidden: Tensor, rotary: Rotary | None) -> Tensor:
+        attention = layer.get_submodule("self_attn")
+        projected = attention.get_submodule(f"{which}_proj")(layer.get_submodule("input_layernorm")(hidden))
+        heads = projected.view(*hidden.shape[:2], -1, attention.head_dim)
+        norm = dict(attention.named_children()).get(f"{which}_norm")  # Qwen3 normalises each head
+        heads = (norm(heads) if norm is not None else heads).transpose(1, 2)
+        return heads if rotary is None else apply_rotary_pos_emb(heads, heads, *rotary)[0]
+
+    def scaling(self, layer: nn.Module) -> float:
+        """What q.k is multiplied by before the softmax."""
+        return float(layer.get_submodule("self_attn").scaling)
+
+    def rotary(
+        self, decoder: nn.Module, hidden: Float[Tensor, "batch tokens dim"], positions: Float[Tensor, "batch tokens"]
+    ) -> Rotary:
+        """cos and sin, each (batch, tokens, head_dim), at any positions, fractional ones included."""
+        cos, sin = decoder.get_submodule("rotary_emb")(hidden, position_ids=positions)
+        return cos, sin
+
+
+def grid_cells(image: int, tile: int, rows: int, columns: int) -> Int[Tensor, "cells 4"]:
+    """The (image, tile, row, column) of a full grid in raster order."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    fixed = torch.tensor([image, tile]).expand(rows * columns, 2)
+    return torch.cat([fixed, row.reshape(-1, 1), column.reshape(-1, 1)], dim=1)
+
+
+def share_out(images: Sequence[Int[Tensor, "_ 4"]], counts: Sequence[int]) -> list[Int[Tensor, "visual 4"]] | None:
+    """Hand the images' cells, in order, to rows of `counts` visual tokens, numbering images within each row.
+
+    None where a row's count is no whole number of images (features given by hand, say).
+    """
+    left, given = list(images), []
+    for count in counts:
+        mine: list[Tensor] = []
+        while left and sum(map(len, mine)) < count:
+            cells = left.pop(0).clone()
+            cells[:, 0] = len(mine)
+            mine.append(cells)
+        if sum(map(len, mine)) != count:
+            return None
+        given.append(torch.cat(mine) if mine else torch.zeros(0, 4, dtype=torch.long))
+    return given

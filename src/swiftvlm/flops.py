@@ -1,0 +1,65 @@
+"""Arithmetic of a prefill: the paper's formula as printed, and an exact count in one unit.
+
+The paper's eq. 17 counts multiply-accumulates (1 per MAC) and eq. 19 counts 2 per MAC, yet Table 1 adds them and calls
+the sum FLOPs. `paper_*` reproduces that mixed unit so that published columns can be checked to the printed digit;
+`exact_*` counts 2 per MAC everywhere, knows grouped-query attention and the output head. Never compare the two.
+"""
+
+from collections.abc import Sequence
+
+from swiftvlm.plans import Plan
+from swiftvlm.shape import ModelShape
+
+
+def paper_layer(shape: ModelShape, tokens: float) -> float:
+    """Eq. 17: C_n = 4 n d^2 + 2 n^2 d + 3 n d m, in multiply-accumulates, attention as a full square."""
+    d, m = shape.hidden, shape.intermediate
+    return 4 * tokens * d * d + 2 * tokens * tokens * d + 3 * tokens * d * m
+
+
+def paper_base(shape: ModelShape, visual_per_layer: Sequence[float], text: float) -> float:
+    """Eq. 18: the sum of `paper_layer` over the layers, text tokens included; no tower, projector or head."""
+    return sum(paper_layer(shape, visual + text) for visual in visual_per_layer)
+
+
+def paper_reevaluation(shape: ModelShape, visual: int, bypassed: int, merged: int, kept_ratio: float) -> float:
+    """Eq. 19: F_o = 2RZd + Rd + 2 n_v d + 2 d^2 + 2 (1 - r) n_v d^2 for one re-evaluation, at 2 per MAC."""
+    d = shape.hidden
+    return 2 * bypassed * merged * d + bypassed * d + 2 * visual * d + 2 * d * d + 2 * (1 - kept_ratio) * visual * d * d
+
+
+def paper_total(shape: ModelShape, plan: Plan) -> float:
+    """Table 1's FLOPs column: `paper_base`, and a `paper_reevaluation` for each stage that restores tokens."""
+    total = paper_base(shape, plan.tokens_per_layer, plan.text)
+    for before, cut in zip(plan.cuts, plan.cuts[1:], strict=False):
+        if cut.reevaluates:
+            bypassed = plan.visual - before.kept
+            total += paper_reevaluation(shape, plan.visual, bypassed, before.merged, cut.kept / plan.visual)
+    return total
+
+
+def exact_layer(shape: ModelShape, tokens: float) -> float:
+    """FLOPs (2 per MAC) of one decoder layer: projections with shared key/value heads, causal attention, gated MLP."""
+    d, wide, narrow, m = shape.hidden, shape.query_width, shape.kv_width, shape.intermediate
+    projections = tokens * d * (2 * wide + 2 * narrow)
+    attention = 2 * wide * tokens * (tokens + 1) / 2  # a causal row i reads i keys and i values
+    return 2 * (projections + attention + 3 * tokens * d * m)
+
+
+def exact_stage(shape: ModelShape, alive: float, cut_kept: int, merged: int, scored: bool) -> float:
+    """FLOPs of one stage: keys of all tokens and one query row (if it projects anew), then grouping and means."""
+    d = shape.hidden
+    score = alive * d * shape.kv_width + d * shape.query_width + alive * shape.query_width if scored else 0.0
+    rest = max(alive - cut_kept, 0.0)
+    return 2 * (score + 3 * rest * merged * d)  # similarity to the anchors, one-hot means, offsets handed back
+
+
+def exact_total(shape: ModelShape, plan: Plan) -> float:
+    """FLOPs (2 per MAC) of the language model's prefill under a plan: layers, stages, and the head for one token."""
+    layers = sum(exact_layer(shape, tokens) for tokens in plan.all_tokens_per_layer)
+    alive, stages = plan.visual, 0.0
+    for cut in plan.cuts:
+        alive = plan.visual if cut.reevaluates else alive
+        stages += exact_stage(shape, alive + plan.text, cut.kept, cut.merged, scored=cut.after > 0)
+        alive = cut.total
+    return layers + stages + 2 * shape.hidden * shape.vocab

@@ -1,0 +1,49 @@
+"""The one table of methods, and the two ways to ask for one: by name or as an instance."""
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from swiftvlm.budget import Budget
+from swiftvlm.errors import BudgetError, MethodError
+from swiftvlm.methods.base import Method
+from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
+from swiftvlm.methods.swiftvlm import SwiftVLM
+from swiftvlm.methods.vanilla import Vanilla
+from swiftvlm.plans import Plan
+from swiftvlm.shape import ModelShape
+
+METHODS: Mapping[str, type[Method]] = MappingProxyType(
+    {cls.name: cls for cls in (Vanilla, RandomTokens, UniformTokens, FastV, SwiftVLM)}
+)
+
+
+def find_method(method: str | Method) -> Method:
+    """An instance for a name in `METHODS`, or the instance given. Raises `MethodError`, with a guess for a typo."""
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str) or method not in METHODS:
+        close = difflib.get_close_matches(str(method), METHODS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise MethodError(f"unknown method {method!r}; {hint}known: {', '.join(METHODS)}")
+    return METHODS[method]()
+
+
+def plan(
+    method: str | Method,
+    budget: Budget,
+    shape: ModelShape,
+    visual_tokens: int,
+    text_tokens: float = 70,
+    preset: str | None = None,
+) -> Plan:
+    """The counts that `method` would run at `budget` on a model of this shape, without running a model.
+
+    `budget`: int = visual tokens averaged over the layers at layer input, float in (0, 1] = a fraction, None = the
+    method's first published preset. Raises `BudgetError` or `MethodError`.
+    """
+    if isinstance(visual_tokens, bool) or not isinstance(visual_tokens, int) or visual_tokens < 0:
+        raise BudgetError(f"visual_tokens must be an int of at least 0, got {visual_tokens!r}")
+    if text_tokens < 1:
+        raise BudgetError(f"text_tokens must be at least 1 (the last prompt token asks), got {text_tokens}")
+    return find_method(method).plan(shape, visual_tokens, text_tokens, budget, preset)

@@ -1,0 +1,120 @@
+"""`Method`: what every pruning method is. Subclasses are frozen dataclasses whose fields are the hyper-parameters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from swiftvlm.budget import Budget, Slot, pick_preset, scale, solve, target_average
+from swiftvlm.errors import BudgetError, MethodError
+from swiftvlm.plans import Cut, Plan
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Bypass, Drop, Stage
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published setting: (kept, merged) at each stage, for `visual` tokens, `layers` layers and these depths."""
+
+    after: tuple[int, ...]
+    cuts: tuple[tuple[int, int], ...]
+    visual: int = 576
+    layers: int = 32
+
+    def fraction(self) -> float:
+        """The setting's layer average as a fraction of its visual tokens."""
+        cuts = tuple(Cut(after, *counts) for after, counts in zip(self.after, self.cuts, strict=True))
+        return Plan(self.layers, self.visual, 0, cuts).average_tokens / self.visual
+
+
+class Method(ABC):
+    """A pruning method: stages as data, and presets. The engine runs any of them; `plan` counts for all of them."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    counts: tuple[int, ...] | None = None
+    merged_share: float = 0.0
+
+    @abstractmethod
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """The method's stages for a model of this shape, in order of depth. Raises `MethodError` if they do not fit."""
+
+    def plan(
+        self, shape: ModelShape, visual: int, text: float, budget: Budget = None, preset: str | None = None
+    ) -> Plan:
+        """The token counts of one row. Precedence: fixed `counts`, then `preset`, then `budget`, then the first preset.
+
+        Raises `BudgetError` for a budget that cannot be met, or when two of them are given.
+        """
+        stages = check_stages(self, self.stages(shape), shape)
+        slots = slots_of(stages, self.merged_share)
+        if sum(given is not None for given in (self.counts, budget, preset)) > 1:
+            raise BudgetError(f"give one of counts, budget and preset, got {self.counts}, {budget!r} and {preset!r}")
+        if visual == 0 or not (slots or budget or preset):
+            return Plan(shape.layers, visual, text)
+        if self.counts is not None:
+            fixed = tuple(self.split(self.counts, len(slots)))
+            return Plan(shape.layers, visual, text, scale(fixed, slots, visual, visual))
+        if budget is None:
+            budget, cuts = self._by_preset(preset, slots, shape, visual)
+            if cuts is not None:
+                return Plan(shape.layers, visual, text, cuts)
+        average = target_average(budget, visual)
+        cuts = () if average is None else solve(slots, shape.layers, visual, average)
+        return Plan(shape.layers, visual, text, cuts)
+
+    def _by_preset(
+        self, name: str | None, slots: Sequence[Slot], shape: ModelShape, visual: int
+    ) -> tuple[float, tuple[Cut, ...] | None]:
+        """A preset's own table where the depths are the published ones, else its average as a fraction to solve for."""
+        preset = self.presets[pick_preset(self.presets, name or next(iter(self.presets), ""), self.name)]
+        same = preset.layers == shape.layers and preset.after == tuple(slot.after for slot in slots)
+        return preset.fraction(), scale(preset.cuts, slots, preset.visual, visual) if same else None
+
+    def split(self, counts: tuple[int, ...], stages: int) -> list[tuple[int, int]]:
+        """Read the flat `counts` (k1, Z1, k2, Z2, ..., k_last) as (kept, merged) pairs. Raises `BudgetError`."""
+        wrong = [count for count in counts if isinstance(count, bool) or not isinstance(count, int) or count < 0]
+        if len(counts) != 2 * stages - 1 or wrong or 0 in counts[::2]:
+            raise BudgetError(
+                f"{self.name} has {stages} stages here, counts = (k1, Z1, ..., k{stages}) are {2 * stages - 1} ints: "
+                f"every k at least 1 and every Z at least 0; got {counts}"
+            )
+        padded = (*counts, 0)
+        return list(zip(padded[::2], padded[1::2], strict=True))
+
+
+def slots_of(stages: Sequence[Stage], merged_share: float) -> tuple[Slot, ...]:
+    """What a schedule has to fill in for these stages."""
+    before = (None, *stages)
+    return tuple(
+        Slot(
+            stage.after,
+            not isinstance(stage.rest, Drop),
+            merged_share,
+            earlier is not None and isinstance(earlier.rest, Bypass),
+        )
+        for earlier, stage in zip(before, stages, strict=False)
+    )
+
+
+def check_stages(method: Method, stages: tuple[Stage, ...], shape: ModelShape) -> tuple[Stage, ...]:
+    """Check that stages go deeper and deeper inside the model, and that each can be scored. Raises `MethodError`."""
+    depths = [stage.after for stage in stages]
+    if any(a >= b for a, b in pairwise(depths)):
+        raise MethodError(f"{method.name}: stages must act after more and more layers, got {depths}")
+    if depths and not 1 <= depths[0] <= depths[-1] < shape.layers:
+        raise MethodError(
+            f"{method.name}: stages act after layers {depths}, but a model of {shape.layers} layers "
+            f"can be cut after layers 1 to {shape.layers - 1}"
+        )
+    for earlier, stage in pairwise(stages):
+        if isinstance(earlier.rest, Bypass) and stage.score.probe == "previous":
+            raise MethodError(
+                f"{method.name}: the stage after layer {stage.after} cannot read the map of the layer just run, "
+                "because the tokens it restores were not in it; score with probe='next'"
+            )
+    if stages and isinstance(stages[-1].rest, Bypass):
+        raise MethodError(f"{method.name}: the last stage cannot bypass, nothing would bring its tokens back")
+    return stages

@@ -1,0 +1,119 @@
+"""SwiftVLM: cross-layer token bypass."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from swiftvlm.errors import MethodError
+from swiftvlm.methods.base import Method, Preset
+from swiftvlm.scores import TextAttention
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Bypass, Drop, Merge, Positions, Rest, Stage
+
+PAPER_LAYERS = (3, 11, 15)  # LLaVA-1.5-7B, paper sec. 3.2
+PAPER_DEPTH = 32
+AFTER = (3, 10, 14)  # the same in layers already run: "after layer 3", "before layers 11 and 15"
+Fate = Literal["bypass", "merge", "drop"]
+
+
+@dataclass(frozen=True)
+class SwiftVLM(Method):
+    """SwiftVLM (arXiv:2602.03134): prune at a few chosen layers; unselected tokens bypass the layers in between.
+
+    No official code exists; what the paper leaves open is a field, or a decision stated here. Letters: docs/method.md.
+
+    - `layers`: the paper's numbers, 1-based. The first acts *after* its layer, by that layer's own attention map; each
+      later one acts *before* its layer, by that layer's norm, query and key on the restored states (A, J). None: 3, 11,
+      15 on 32 layers, the same fractions of another depth.
+    - `counts` (k1, Z1, k2, Z2, ..., k_last) fixes kept and merged tokens; else a budget or preset is solved with
+      geometric totals (F) of which `merged_share` are merged tokens (E). Merged tokens count in the budget (C).
+    - `rest`: what becomes of the unselected at every stage but the last, which drops: "bypass" (default), "merge"
+      (groups stay merged and compete as ordinary tokens, P), "drop"; a tuple gives one a stage (B; Table 3).
+    - `anchors`, `refine`: how groups are formed (D). `merged_position` (K). `positions`: original ids, or renumbered.
+    - `softmax_over`, `rope`: how the score normalises and turns (G, I); always the mean over heads after softmax (H).
+
+    Decisions: merged tokens are never selected, their members are (L); their keys and values stay in the layers that
+    computed them (M); a token bypassed twice accumulates two offsets (N).
+    """
+
+    name: ClassVar[str] = "swiftvlm"
+    paper: ClassVar[str] = "arXiv:2602.03134"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "192": Preset(AFTER, ((246, 62), (132, 33), (88, 0))),
+        "128": Preset(AFTER, ((172, 43), (64, 16), (30, 0))),
+        "geo-192": Preset(AFTER, ((246, 62), (132, 33), (88, 0))),
+        "geo-128": Preset(AFTER, ((172, 43), (64, 16), (30, 0))),
+        "flops-matched-192": Preset(AFTER, ((247, 62), (133, 33), (89, 0))),
+        "flops-matched-128": Preset(AFTER, ((168, 42), (61, 15), (28, 0))),
+    }
+
+    layers: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    merged_share: float = 0.2
+    rest: Fate | tuple[Fate, ...] = "bypass"
+    anchors: Literal["strided", "top"] = "strided"
+    refine: int = 0
+    merged_position: Literal["anchor", "mean"] = "anchor"
+    positions: Positions = "original"
+    softmax_over: Literal["all", "visual"] = "all"
+    rope: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.merged_share < 1.0:
+            raise MethodError(f"merged_share is a fraction in [0, 1) of each stage's total, got {self.merged_share}")
+        if self.layers is not None and not self.layers:
+            raise MethodError("layers must name at least one pruning layer, got ()")
+        if self.refine < 0:
+            raise MethodError(f"refine counts k-means steps and cannot be negative, got {self.refine}")
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """One stage a pruning layer. Raises `MethodError` where layers or fates do not fit the depth or each other."""
+        layers = self.layers or layers_for(shape.layers)
+        fates = self._fates(len(layers))
+        return tuple(
+            Stage(
+                after=layer if i == 0 else layer - 1,
+                score=TextAttention("previous" if i == 0 else "next", self.softmax_over, self.rope),
+                rest=self._rest(fate),
+                positions=self.positions,
+            )
+            for i, (layer, fate) in enumerate(zip(layers, fates, strict=True))
+        )
+
+    def _fates(self, stages: int) -> tuple[Fate, ...]:
+        given = (self.rest,) * (stages - 1) if isinstance(self.rest, str) else self.rest
+        wrong = [fate for fate in given if fate not in ("bypass", "merge", "drop")]
+        if wrong or len(given) != stages - 1:
+            raise MethodError(
+                f"rest is 'bypass', 'merge' or 'drop', or a tuple of {stages - 1} of them for {stages} stages (the "
+                f"last always drops); got {self.rest!r}"
+            )
+        return (*given, "drop")
+
+    def _rest(self, fate: Fate) -> Rest:
+        if fate == "drop":
+            return Drop()
+        kind = Bypass if fate == "bypass" else Merge
+        return kind(self.anchors, self.refine, self.merged_position)
+
+
+def layers_for(depth: int) -> tuple[int, ...]:
+    """The paper's 3, 11, 15 of 32 as the same fractions of another depth: max(3, round(i * depth / 32)), said once.
+
+    Very shallow models push later layers back so that at least one layer runs between two stages. Raises `MethodError`
+    below 6 layers, where three stages do not fit.
+    """
+    if depth == PAPER_DEPTH:
+        return PAPER_LAYERS
+    first, second, third = (max(3, round(layer * depth / PAPER_DEPTH)) for layer in PAPER_LAYERS)
+    second = max(second, first + 2)  # the first acts after its layer, the second before: one layer in between
+    chosen = (first, second, max(third, second + 1))
+    if chosen[-1] > depth:
+        raise MethodError(f"a model of {depth} layers is too shallow for SwiftVLM's three stages; give layers=...")
+    warnings.warn(
+        f"no measured pruning layers for {depth} layers: SwiftVLM uses {chosen}, the paper's {PAPER_LAYERS} of "
+        f"{PAPER_DEPTH} scaled by depth. Pass layers=... to choose them.",
+        stacklevel=2,
+    )
+    return chosen

@@ -1,0 +1,90 @@
+"""How tokens are rated: the attention of the last prompt token, or baselines that look at nothing."""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """What a score may look at: the sequence as it stands at a stage, bypassed tokens restored.
+
+    `hidden`: states of all tokens; `slot`: each token's index in the prompt as given (-1 = filler); `present`: tokens
+    that are really there; `candidates`: the visual tokens to choose from; `query`: place of each row's last prompt
+    token; `keep`: how many candidates the plan keeps; `input_ids`: the prompt as given; `attention_logits(queries,
+    rope)`: float32 q.k / sqrt(d) rows of the probed layer for the tokens at `queries`, (batch, heads, queries, tokens).
+    """
+
+    hidden: Float[Tensor, "batch tokens dim"]
+    slot: Int[Tensor, "batch tokens"]
+    present: Bool[Tensor, "batch tokens"]
+    candidates: Bool[Tensor, "batch tokens"]
+    query: Int[Tensor, " batch"]
+    keep: tuple[int, ...]
+    input_ids: Int[Tensor, "batch prompt"]
+    attention_logits: Callable[[Tensor, bool], Tensor]
+
+
+@dataclass(frozen=True)
+class TextAttention:
+    """Attention from the last prompt token to every token: softmax in float32, then the mean over heads.
+
+    FastV, PyramidDrop and SwiftVLM share it. `probe`: "previous" reads the map of the layer just run, "next" projects
+    with the layer about to run. `softmax_over`: all causal keys, or visual keys only (FEATHER). `rope`: whether the
+    score turns with the positions. One query row is computed; attention weights are never requested from the model.
+    """
+
+    probe: Literal["previous", "next"]
+    softmax_over: Literal["all", "visual"] = "all"
+    rope: bool = True
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """Head-mean attention probability of each token; tokens behind the query get 0."""
+        logits = view.attention_logits(view.query[:, None], self.rope)[:, :, 0]
+        causal = torch.arange(view.slot.shape[1], device=view.slot.device) <= view.query[:, None]
+        keys = view.candidates if self.softmax_over == "visual" else view.present & causal
+        weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
+        return torch.nan_to_num(weights).mean(1)  # a text-only row has no visual key: softmax of nothing is NaN
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Evenly spaced candidates in raster order: the middles of `keep` equal stretches."""
+
+    probe: None = None
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """1 for the evenly spaced candidates, 0 for all others."""
+        scores = torch.zeros(view.slot.shape, device=view.slot.device)
+        for row, keep in enumerate(view.keep):
+            places = view.candidates[row].nonzero()[:, 0]
+            middles = (torch.arange(keep, device=places.device) * 2 + 1) * len(places) // max(2 * keep, 1)
+            scores[row, places[middles]] = 1.0
+        return scores
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniformly random candidates, drawn anew for every prompt but the same for the same prompt and seed.
+
+    Each row has a generator of its own, seeded by the row's unpadded token ids: a batch draws what its rows would.
+    """
+
+    seed: int = 0
+    probe: None = None
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """Independent uniform numbers in [0, 1), one a candidate."""
+        scores = torch.zeros(view.slot.shape)
+        candidates, slots, ids = view.candidates.cpu(), view.slot.cpu(), view.input_ids.cpu()
+        present = view.present.cpu()
+        for row in range(scores.shape[0]):
+            prompt = ids[row, slots[row][present[row]]]
+            generator = torch.Generator().manual_seed(self.seed + zlib.crc32(prompt.numpy().tobytes()))
+            scores[row, candidates[row]] = torch.rand(int(candidates[row].sum()), generator=generator)
+        return scores.to(view.slot.device)

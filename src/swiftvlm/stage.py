@@ -1,0 +1,67 @@
+"""What a method is made of: stages that say where it acts, how it scores, and what becomes of the rest. Data only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Positions = Literal["original", "renumbered"]
+
+
+class Score(Protocol):
+    """How a stage rates tokens. Implementations live in `swiftvlm.scores`, or in a user's own module."""
+
+    @property
+    def probe(self) -> Literal["previous", "next"] | None:
+        """Whose projections the score reads: the layer just run, the layer about to run, or none."""
+
+    def rate(self, view: Any) -> Any:
+        """Rate every token of the view: float tensor (batch, tokens); only candidates' values are used."""
+
+
+class Measure(Protocol):
+    """Counts that depend on the image: decides after scoring how many tokens each row keeps."""
+
+    def __call__(self, view: Any, scores: Any) -> Sequence[int]:
+        """One count a row, at least 1 where the row has candidates and never more than its plan's count."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Unselected tokens are gone for good."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Unselected tokens are grouped by cosine similarity (eq. 10) and each group's mean (eq. 11) goes on.
+
+    `anchors`: "strided" spreads the group centres evenly over the unselected tokens, "top" takes the best scored of
+    them; `refine`: further k-means steps; `position`: the merged token turns with its anchor's position, or with the
+    mean of its members'. A merged token sits in its anchor's slot and competes again at the next stage.
+    """
+
+    anchors: Literal["strided", "top"] = "strided"
+    refine: int = 0
+    position: Literal["anchor", "mean"] = "anchor"
+
+
+@dataclass(frozen=True)
+class Bypass(Merge):
+    """As `Merge`, but the members wait beside the layers and come back at the next stage (eqs. 12-13)."""
+
+
+Rest = Drop | Merge | Bypass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One place where visual tokens are chosen: `after` layers have run, layer `after + 1` sees the outcome.
+
+    `positions`: keep the original position ids, or number the survivors afresh from 0. `measure`: None where the plan's
+    count holds, else what decides within it (the plan then gives the bound).
+    """
+
+    after: int
+    score: Score
+    rest: Rest = Drop()
+    positions: Positions = "original"
+    measure: Measure | None = None

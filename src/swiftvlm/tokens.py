@@ -1,0 +1,91 @@
+"""Pure tensor algebra on the token axis: select, group, merge, unmerge. No model and no transformers type in sight.
+
+Axes: `batch`; `tokens` of a padded row; `heads`; `groups`; `dim`. Masks mark which tokens a row really has, so rows of
+different lengths share one call. Every choice breaks ties towards the lower index, on every device.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def keep_top(
+    scores: Float[Tensor, "batch tokens"], candidates: Bool[Tensor, "batch tokens"], keep: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch tokens"]:
+    """Mark the `keep[row]` best candidates of each row; equal scores: the lower index wins (a stable sort)."""
+    ranked = scores.float().masked_fill(~candidates, -torch.inf)
+    order = ranked.sort(dim=1, descending=True, stable=True).indices
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return candidates & (rank < keep[:, None])
+
+
+def strided(low: Bool[Tensor, "batch tokens"], count: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
+    """Mark `count[row]` anchors spread evenly over the low tokens in raster order: every (R // Z)-th, the first Z."""
+    rank = low.cumsum(1) - 1
+    step = (low.sum(1) // count.clamp(min=1)).clamp(min=1)[:, None]
+    return low & (rank % step == 0) & (rank // step < count[:, None])
+
+
+def group(
+    states: Float[Tensor, "batch tokens dim"],
+    low: Bool[Tensor, "batch tokens"],
+    anchors: Bool[Tensor, "batch tokens"],
+    most: int,
+    refine: int = 0,
+) -> Int[Tensor, "batch tokens"]:
+    """Assign every low token to the anchor of highest cosine similarity (paper eq. 10); -1 for all other tokens.
+
+    Groups are numbered by their anchor's place; an anchor stays in its own group. `refine` repeats the assignment
+    against the groups' means (k-means steps on the sphere).
+    """
+    index, real = places(anchors, most)
+    unit = torch.nn.functional.normalize(states.float(), dim=-1, eps=1e-12)
+    own = anchors.cumsum(1) - 1
+    centres = unit.gather(1, index[..., None].expand(-1, -1, unit.shape[-1]))
+    for step in range(refine + 1):
+        similarity = (unit @ centres.transpose(1, 2)).masked_fill(~real[:, None, :], -torch.inf)
+        nearest = similarity.max(dim=-1).indices if most else torch.zeros_like(own)
+        groups = torch.where(anchors, own, nearest).masked_fill(~low, -1)
+        if step < refine:
+            centres = torch.nn.functional.normalize(means(states, groups, most), dim=-1, eps=1e-12)
+    return groups
+
+
+def places(
+    mask: Bool[Tensor, "batch tokens"], most: int
+) -> tuple[Int[Tensor, "batch groups"], Bool[Tensor, "batch groups"]]:
+    """Ascending indexes of the marked tokens, and which are real: rows with fewer than `most` are padded with 0."""
+    counts = mask.sum(1)
+    order = mask.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :most]
+    real = torch.arange(most, device=mask.device) < counts[:, None]
+    return order.masked_fill(~real, 0), real
+
+
+def membership(groups: Int[Tensor, "batch tokens"], count: int) -> Float[Tensor, "batch tokens groups"]:
+    """One-hot float32 matrix of who belongs to which group; a row of zeros for tokens in none."""
+    return (groups[..., None] == torch.arange(count, device=groups.device)).float()
+
+
+def means(
+    states: Float[Tensor, "batch tokens dim"], groups: Int[Tensor, "batch tokens"], count: int
+) -> Float[Tensor, "batch groups dim"]:
+    """Plain mean of each group's states in float32 (paper eq. 11): one matmul, so the order of sums is fixed."""
+    belongs = membership(groups, count)
+    size = belongs.sum(1).clamp(min=1)[..., None]
+    return (belongs.transpose(1, 2) @ states.float()) / size
+
+
+def unmerge(
+    offsets: Float[Tensor, "batch groups dim"], groups: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens dim"]:
+    """Give every member its group's offset (paper eq. 13); zero for tokens in no group."""
+    return membership(groups, offsets.shape[1]) @ offsets.float()
+
+
+def rows(tensor: Tensor, index: Int[Tensor, "batch chosen"]) -> Tensor:
+    """Gather `tensor` (batch or 1, tokens, ...) along its token axis, row by row; negative indexes read token 0."""
+    tensor = tensor.expand(index.shape[0], *tensor.shape[1:])
+    index = index.clamp(min=0).view(*index.shape, *[1] * (tensor.dim() - 2))
+    return tensor.gather(1, index.expand(*index.shape[:2], *tensor.shape[2:]))

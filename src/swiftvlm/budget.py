@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from swiftvlm.errors import BudgetError
-from swiftvlm.plans import Cut, Plan
+from swiftvlm.plans import Cut, Number, Plan
 
 Budget = int | float | None
 
@@ -68,7 +68,7 @@ def reachable(slots: Sequence[Slot], layers: int, visual: int) -> tuple[float, f
     return least.average_tokens, float(visual)
 
 
-def solve(slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
+def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number) -> tuple[Cut, ...]:
     """Geometric totals visual * q**j with the largest q whose layer average stays within `average`.
 
     PyramidDrop's structure, which SwiftVLM inherits (methods: paper Table 3 baseline); with one stage it is FastV's
@@ -100,7 +100,7 @@ def _average(slots: Sequence[Slot], layers: int, visual: int, ratio: float) -> f
     return (depths[0] * visual + sum(spans)) / layers
 
 
-def _shrink(slots: Sequence[Slot], layers: int, visual: int, average: float, totals: list[int]) -> tuple[Cut, ...]:
+def _shrink(slots: Sequence[Slot], layers: int, visual: int, average: Number, totals: list[int]) -> tuple[Cut, ...]:
     """Where a stage's minimum lifted the average over the budget, take the excess from the largest other stage."""
     while True:
         cuts = _split_all(slots, totals, visual)

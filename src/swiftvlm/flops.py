@@ -7,28 +7,28 @@ the sum FLOPs. `paper_*` reproduces that mixed unit so that published columns ca
 
 from collections.abc import Sequence
 
-from swiftvlm.plans import Plan
+from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
 
-def paper_layer(shape: ModelShape, tokens: float) -> float:
+def paper_layer(shape: ModelShape, tokens: Number) -> Number:
     """Eq. 17: C_n = 4 n d^2 + 2 n^2 d + 3 n d m, in multiply-accumulates, attention as a full square."""
     d, m = shape.hidden, shape.intermediate
     return 4 * tokens * d * d + 2 * tokens * tokens * d + 3 * tokens * d * m
 
 
-def paper_base(shape: ModelShape, visual_per_layer: Sequence[float], text: float) -> float:
+def paper_base(shape: ModelShape, visual_per_layer: Sequence[Number], text: Number) -> Number:
     """Eq. 18: the sum of `paper_layer` over the layers, text tokens included; no tower, projector or head."""
     return sum(paper_layer(shape, visual + text) for visual in visual_per_layer)
 
 
-def paper_reevaluation(shape: ModelShape, visual: int, bypassed: int, merged: int, kept_ratio: float) -> float:
+def paper_reevaluation(shape: ModelShape, visual: int, bypassed: int, merged: int, kept_ratio: Number) -> Number:
     """Eq. 19: F_o = 2RZd + Rd + 2 n_v d + 2 d^2 + 2 (1 - r) n_v d^2 for one re-evaluation, at 2 per MAC."""
     d = shape.hidden
     return 2 * bypassed * merged * d + bypassed * d + 2 * visual * d + 2 * d * d + 2 * (1 - kept_ratio) * visual * d * d
 
 
-def paper_total(shape: ModelShape, plan: Plan) -> float:
+def paper_total(shape: ModelShape, plan: Plan) -> Number:
     """Table 1's FLOPs column: `paper_base`, and a `paper_reevaluation` for each stage that restores tokens."""
     total = paper_base(shape, plan.tokens_per_layer, plan.text)
     for before, cut in zip(plan.cuts, plan.cuts[1:], strict=False):
@@ -38,7 +38,7 @@ def paper_total(shape: ModelShape, plan: Plan) -> float:
     return total
 
 
-def exact_layer(shape: ModelShape, tokens: float) -> float:
+def exact_layer(shape: ModelShape, tokens: Number) -> Number:
     """FLOPs (2 per MAC) of one decoder layer: projections with shared key/value heads, causal attention, gated MLP."""
     d, wide, narrow, m = shape.hidden, shape.query_width, shape.kv_width, shape.intermediate
     projections = tokens * d * (2 * wide + 2 * narrow)
@@ -46,7 +46,7 @@ def exact_layer(shape: ModelShape, tokens: float) -> float:
     return 2 * (projections + attention + 3 * tokens * d * m)
 
 
-def exact_stage(shape: ModelShape, alive: float, cut_kept: int, merged: int, scored: bool) -> float:
+def exact_stage(shape: ModelShape, alive: Number, cut_kept: int, merged: int, scored: bool) -> Number:
     """FLOPs of one stage: keys of all tokens and one query row (if it projects anew), then grouping and means."""
     d = shape.hidden
     score = alive * d * shape.kv_width + d * shape.query_width + alive * shape.query_width if scored else 0.0
@@ -54,7 +54,7 @@ def exact_stage(shape: ModelShape, alive: float, cut_kept: int, merged: int, sco
     return 2 * (score + 3 * rest * merged * d)  # similarity to the anchors, one-hot means, offsets handed back
 
 
-def exact_total(shape: ModelShape, plan: Plan) -> float:
+def exact_total(shape: ModelShape, plan: Plan) -> Number:
     """FLOPs (2 per MAC) of the language model's prefill under a plan: layers, stages, and the head for one token."""
     layers = sum(exact_layer(shape, tokens) for tokens in plan.all_tokens_per_layer)
     alive, stages = plan.visual, 0.0

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from swiftvlm.errors import BudgetError
 
+Number = int | float
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -31,7 +33,7 @@ class Plan:
 
     layers: int
     visual: int
-    text: float
+    text: Number
     cuts: tuple[Cut, ...] = ()
 
     def __post_init__(self) -> None:
@@ -65,6 +67,6 @@ class Plan:
         return sum(counts[1:] + counts[-1:]) / self.layers
 
     @property
-    def all_tokens_per_layer(self) -> tuple[float, ...]:
+    def all_tokens_per_layer(self) -> tuple[Number, ...]:
         """Text and visual tokens at the input of each layer."""
         return tuple(self.text + visual for visual in self.tokens_per_layer)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Positions = Literal["original", "renumbered"]
 
 
+@runtime_checkable
 class Score(Protocol):
     """How a stage rates tokens. Implementations live in `swiftvlm.scores`, or in a user's own module."""
 
@@ -18,6 +19,7 @@ class Score(Protocol):
         """Rate every token of the view: float tensor (batch, tokens); only candidates' values are used."""
 
 
+@runtime_checkable
 class Measure(Protocol):
     """Counts that depend on the image: decides after scoring how many tokens each row keeps."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swiftvlm.errors import TraceError
+from swiftvlm.plans import Number
 
 FORMAT = 1
 Stages = tuple[tuple[Tensor, ...], ...]  # [stage][row]
@@ -37,9 +38,9 @@ class Run:
     cells: tuple[Tensor, ...]
     kv_bytes: int
     vanilla_kv_bytes: int
-    flops: float
-    vanilla_flops: float
-    paper_flops: float
+    flops: Number
+    vanilla_flops: Number
+    paper_flops: Number
     notes: tuple[str, ...] = ()
     states: dict[int, Tensor] = field(default_factory=dict)
 

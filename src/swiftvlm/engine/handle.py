@@ -4,12 +4,13 @@ import inspect
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from swiftvlm.budget import Budget
 from swiftvlm.engine.cache import check_cache, check_text_config, kv_bytes, past_length
@@ -35,13 +36,13 @@ class Handle:
     def __init__(
         self, model: nn.Module, method: str | Method, budget: Budget, preset: str | None, record_states: tuple[int, ...]
     ) -> None:
-        self.model, self.method = model, find_method(method)
-        self.family = find_family(model)
+        self.method, self.family = find_method(method), find_family(model)
+        self.model = cast(PreTrainedModel, model)  # find_family has refused everything else
         self.trusted = bool(self.family.model_types)  # the generic record must first pass law 1 on a real prompt
-        self.core, self.decoder = self.family.core(model), self.family.language_model(model)
+        self.core, self.decoder = self.family.core(self.model), self.family.language_model(self.model)
         self.layers = self.family.layers(self.decoder)
         check_text_config(self.decoder.config)
-        self.shape = ModelShape.of(model)
+        self.shape = ModelShape.of(self.model)
         self.stages = check_stages(self.method, self.method.stages(self.shape), self.shape)
         if self.stages and self.stages[0].after < self.family.first_stage:
             raise FamilyError(
@@ -166,7 +167,7 @@ class Handle:
         if self._prefilling:
             if index == 0:
                 self._register(prefill, kwargs.get("past_key_values"))
-            hidden = prefill.stage(index, hidden, kwargs, flat="flash" in self.decoder.config._attn_implementation)
+            hidden = prefill.stage(index, hidden, kwargs, flat="flash" in str(self.decoder.config._attn_implementation))
         kwargs |= self._sliced(prefill, index, hidden, kwargs)
         if self._prefilling:
             prefill.remember(index, hidden, kwargs)
@@ -221,8 +222,9 @@ class LayerHook:
 
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Inputs:
     """The arguments of a forward by name, positional ones too."""
-    bound = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
-    return bound | bound.pop("kwargs", {})
+    bound: Inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+    bound.update(bound.pop("kwargs", {}))
+    return bound
 
 
 def owner(hook: Callable[..., Any]) -> Any:

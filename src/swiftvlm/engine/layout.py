@@ -29,7 +29,7 @@ class Layout(Beside):
 
     `slot`: index into the prompt as given (the mask column), ascending; -1 marks a filler at the left of a shorter row.
     `position`: the RoPE angle's position id. `present`: neither filler nor padding. `candidates`: visual tokens, merged
-    ones included; never the last prompt token. `query`: the place of each row's last prompt token. `padding`: the row's own
+    ones included; never the last prompt token. `query`: the place of the last prompt token. `padding`: the row's own
     padding tokens, a Python count so that nothing waits for the device. `holed`: some row has fillers, so a mask must
     hide them. `moved`: positions are no longer the model's own.
     """

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from swiftvlm import tokens
 from swiftvlm.engine.cache import cached_keys
@@ -66,7 +67,7 @@ class Prefill:
     def __init__(
         self,
         family: Family,
-        decoder: nn.Module,
+        decoder: PreTrainedModel,
         stages: tuple[Stage, ...],
         prompt: Prompt,
         plans: tuple[Plan, ...],

@@ -57,7 +57,10 @@ class Segment(Beside):
 
     def step(self, hidden: Tensor, inputs: dict[str, Any], keys: int, rotate: Rotate) -> dict[str, Any]:
         """Keyword arguments of a layer for tokens after the prompt; `keys`: mask columns of an uncut layer."""
-        changed = {"attention_mask": _step_mask(inputs.get("attention_mask"), self, hidden, keys), "position_ids": None}
+        changed: dict[str, Any] = {
+            "attention_mask": _step_mask(inputs.get("attention_mask"), self, hidden, keys),
+            "position_ids": None,
+        }
         if self.shift is not None:
             positions = (
                 inputs["position_ids"].to(hidden.device).expand(hidden.shape[0], -1).float() - self.shift[:, None]

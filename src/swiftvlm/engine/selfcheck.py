@@ -1,7 +1,7 @@
 """Law 1 on the user's own prompt: a model that no family knows is pruned only if keeping everything changes nothing."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ class KeepAll(Method):
         return (Stage(1, TextAttention("previous")), Stage(middle, TextAttention("next")))
 
 
+@runtime_checkable
 class Attachable(Protocol):
     """What the check needs of a handle."""
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from swiftvlm.errors import FamilyError
 from swiftvlm.families.base import Family
@@ -15,21 +16,20 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for famil
 
 
 def find_family(model: nn.Module) -> Family:
-    """The family that serves `model.config.model_type`; the generic record, with a warning, where none does.
+    """The family that serves `model.model.config.model_type`; the generic record, with a warning, where none does.
 
     Raises `FamilyError` for what is not a transformers VLM, or has no visual tokens in its language model.
     """
-    config = getattr(model, "config", None)
-    if not isinstance(model, nn.Module) or config is None:
+    if not isinstance(model, PreTrainedModel):
         raise FamilyError(f"prune() takes a transformers vision-language model, got {type(model).__name__}")
     for family in FAMILIES.values():
-        if config.model_type in family.model_types:
+        if model.config.model_type in family.model_types:
             return family
     generic = Family()
     generic.language_model(model)
     warnings.warn(
-        f"no family knows model_type {config.model_type!r}: the generic record is tried and checks itself on the first "
-        f"prompt, which costs two more prefills. Known: {', '.join(FAMILIES)}",
+        f"no family knows model_type {model.config.model_type!r}: the generic record is tried and checks itself on the "
+        f"first prompt, which costs two more prefills. Known: {', '.join(FAMILIES)}",
         stacklevel=3,
     )
     return generic

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from swiftvlm.errors import FamilyError
@@ -28,35 +29,38 @@ class Family:
     model_types: tuple[str, ...] = ()
     first_stage: int = 1
 
-    def core(self, model: nn.Module) -> nn.Module:
+    def core(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module that embeds images and calls the language model (`model.model` under a generation head)."""
-        return model.model if isinstance(getattr(model, "model", None), nn.Module) else model
+        inner = dict(model.named_children()).get("model")
+        return inner if isinstance(inner, PreTrainedModel) else model
 
-    def language_model(self, model: nn.Module) -> nn.Module:
+    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The decoder: a module with `layers` and `rotary_emb`. Raises `FamilyError` where there is none."""
-        decoder = getattr(self.core(model), "language_model", None)
-        if not isinstance(decoder, nn.Module) or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        decoder = dict(self.core(model).named_children()).get("language_model")
+        if not isinstance(decoder, PreTrainedModel) or "layers" not in dict(decoder.named_children()):
             raise FamilyError(
-                f"{type(model).__name__} has no language model with visual tokens inside (`.language_model.layers`), so "
+                f"{type(model).__name__} has no language model with visual tokens inside (`.language_model.layers`): "
                 "there is nothing to prune. Cross-attention VLMs such as Llama 3.2 Vision are not supported"
             )
         return decoder
 
-    def layers(self, decoder: nn.Module) -> Sequence[nn.Module]:
+    def layers(self, decoder: PreTrainedModel) -> Sequence[nn.Module]:
         """The decoder layers in order."""
         return list(decoder.get_submodule("layers").children())
 
-    def visual(self, model: nn.Module, input_ids: Int[Tensor, "batch prompt"]) -> Bool[Tensor, "batch prompt"]:
+    def visual(self, model: PreTrainedModel, input_ids: Int[Tensor, "batch prompt"]) -> Bool[Tensor, "batch prompt"]:
         """Which tokens of the prompt are image features. Raises `FamilyError` if the config names no placeholder."""
-        token = model.config.to_dict().get("image_token_id", model.config.to_dict().get("image_token_index"))
+        config = model.config.to_dict()
+        token = config.get("image_token_id", config.get("image_token_index"))
         if token is None:
             raise FamilyError(
                 f"{type(model).__name__}'s config has no image_token_id, so visual tokens cannot be found"
             )
-        return input_ids == token
+        is_visual: Tensor = input_ids == token
+        return is_visual
 
     def cells(
-        self, model: nn.Module, request: Mapping[str, Any], counts: Sequence[int]
+        self, model: PreTrainedModel, request: Mapping[str, Any], counts: Sequence[int]
     ) -> list[Int[Tensor, "visual 4"]] | None:
         """(image, tile, row, column) of every visual token of each row of the batch; None where a family cannot say.
 
@@ -77,19 +81,24 @@ class Family:
         return self._project(layer, "k", hidden, rotary)
 
     def _project(self, layer: nn.Module, which: str, hidden: Tensor, rotary: Rotary | None) -> Tensor:
-        attention = layer.get_submodule("self_attn")
+        attention: Any = layer.get_submodule("self_attn")
         projected = attention.get_submodule(f"{which}_proj")(layer.get_submodule("input_layernorm")(hidden))
         heads = projected.view(*hidden.shape[:2], -1, attention.head_dim)
         norm = dict(attention.named_children()).get(f"{which}_norm")  # Qwen3 normalises each head
         heads = (norm(heads) if norm is not None else heads).transpose(1, 2)
-        return heads if rotary is None else apply_rotary_pos_emb(heads, heads, *rotary)[0]
+        turned: Tensor = heads if rotary is None else apply_rotary_pos_emb(heads, heads, *rotary)[0]
+        return turned
 
     def scaling(self, layer: nn.Module) -> float:
         """What q.k is multiplied by before the softmax."""
-        return float(layer.get_submodule("self_attn").scaling)
+        attention: Any = layer.get_submodule("self_attn")
+        return float(attention.scaling)
 
     def rotary(
-        self, decoder: nn.Module, hidden: Float[Tensor, "batch tokens dim"], positions: Float[Tensor, "batch tokens"]
+        self,
+        decoder: PreTrainedModel,
+        hidden: Float[Tensor, "batch tokens dim"],
+        positions: Float[Tensor, "batch tokens"],
     ) -> Rotary:
         """cos and sin, each (batch, tokens, head_dim), at any positions, fractional ones included."""
         cos, sin = decoder.get_submodule("rotary_emb")(hidden, position_ids=positions)

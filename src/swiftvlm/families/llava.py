@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from swiftvlm.families.base import Family, grid_cells, share_out
 
@@ -18,10 +19,10 @@ class Llava(Family):
     model_types: tuple[str, ...] = ("llava",)
 
     def cells(
-        self, model: nn.Module, request: Mapping[str, Any], counts: Sequence[int]
+        self, model: PreTrainedModel, request: Mapping[str, Any], counts: Sequence[int]
     ) -> list[Int[Tensor, "visual 4"]] | None:
         """Every token has a cell of its image's grid; there is one tile."""
-        vision = model.config.vision_config
+        vision: Any = model.config.vision_config
         side = vision.image_size // vision.patch_size
         images = [grid_cells(0, 0, side, side)] * (sum(counts) // max(side * side, 1))
         return share_out(images, counts)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from swiftvlm.families.base import Family, grid_cells, share_out
@@ -22,7 +23,7 @@ class LlavaNext(Family):
     model_types: tuple[str, ...] = ("llava_next",)
 
     def cells(
-        self, model: nn.Module, request: Mapping[str, Any], counts: Sequence[int]
+        self, model: PreTrainedModel, request: Mapping[str, Any], counts: Sequence[int]
     ) -> list[Int[Tensor, "visual 4"]] | None:
         """Tile 0 is the thumbnail, tiles 1.. the anyres tiles in raster order, cells local to the tile.
 
@@ -31,12 +32,14 @@ class LlavaNext(Family):
         sizes = request.get("image_sizes")
         if sizes is None:
             return None
-        config, vision = model.config, model.config.vision_config
+        config: Any = model.config
+        vision = config.vision_config
         side = vision.image_size // vision.patch_size
         sizes = [[int(edge) for edge in size] for size in sizes]
         tiles = [image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size) for size in sizes]
         coordinates = [torch.stack([grid_cells(0, tile, side, side) for tile in range(n)]).float() for n in tiles]
-        packed, _ = self.core(model).pack_image_features(
+        core: Any = self.core(model)
+        packed, _ = core.pack_image_features(
             coordinates,
             sizes,
             vision_feature_select_strategy=config.vision_feature_select_strategy,

@@ -10,7 +10,7 @@ from swiftvlm.methods.base import Method
 from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
 from swiftvlm.methods.swiftvlm import SwiftVLM
 from swiftvlm.methods.vanilla import Vanilla
-from swiftvlm.plans import Plan
+from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
@@ -34,7 +34,7 @@ def plan(
     budget: Budget,
     shape: ModelShape,
     visual_tokens: int,
-    text_tokens: float = 70,
+    text_tokens: Number = 70,
     preset: str | None = None,
 ) -> Plan:
     """The counts that `method` would run at `budget` on a model of this shape, without running a model.

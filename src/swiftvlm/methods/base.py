@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from swiftvlm.budget import Budget, Slot, pick_preset, scale, solve, target_average
 from swiftvlm.errors import BudgetError, MethodError
-from swiftvlm.plans import Cut, Plan
+from swiftvlm.plans import Cut, Number, Plan
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Bypass, Drop, Stage
 
@@ -42,7 +42,7 @@ class Method(ABC):
         """The method's stages for a model of this shape, in order of depth. Raises `MethodError` if they do not fit."""
 
     def plan(
-        self, shape: ModelShape, visual: int, text: float, budget: Budget = None, preset: str | None = None
+        self, shape: ModelShape, visual: int, text: Number, budget: Budget = None, preset: str | None = None
     ) -> Plan:
         """The token counts of one row. Precedence: fixed `counts`, then `preset`, then `budget`, then the first preset.
 
@@ -52,6 +52,10 @@ class Method(ABC):
         slots = slots_of(stages, self.merged_share)
         if sum(given is not None for given in (self.counts, budget, preset)) > 1:
             raise BudgetError(f"give one of counts, budget and preset, got {self.counts}, {budget!r} and {preset!r}")
+        if preset is not None:
+            pick_preset(self.presets, preset, self.name)
+        if budget is not None:
+            target_average(budget, visual)
         if visual == 0 or not (slots or budget or preset):
             return Plan(shape.layers, visual, text)
         if self.counts is not None:

@@ -41,6 +41,7 @@ def _split_all(slots: Sequence[Slot], totals: Sequence[int], visual: int) -> tup
     """Split each stage's total; a stage behind a bypass chooses from all visual tokens, else from what was left."""
     cuts: list[Cut] = []
     for slot, total in zip(slots, totals, strict=True):
+        # Behind a drop, what is gone stays gone: counts that grow again would promise tokens nobody has.
         available = visual if slot.reevaluates or not cuts else cuts[-1].total
         cuts.append(slot.split(total, available))
     return tuple(cuts)
@@ -53,6 +54,7 @@ def target_average(budget: Budget, visual: int) -> float | None:
     """
     if isinstance(budget, bool) or not isinstance(budget, int | float):
         raise BudgetError(f"a budget is an int (visual tokens) or a float in (0, 1] (a fraction), got {budget!r}")
+    # `1` is a single token and `1.0` is everything, so the type decides, not the value.
     if isinstance(budget, int):
         if budget < 1:
             raise BudgetError(f"a budget in tokens must be at least 1, got {budget}")
@@ -77,15 +79,19 @@ def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number) -> t
     """
     least, most = reachable(slots, layers, visual)
     if average < least - 1e-9 or (not slots and average < most - 1e-9):
+        # Rounded up: a user who asks for the printed figure must not be refused again.
+        nearest = math.ceil(10 * least) / 10
         raise BudgetError(
             f"a budget of {average:g} visual tokens on average cannot be reached: stages after layers "
-            f"{[slot.after for slot in slots]} of {layers} leave between {least:.1f} and {most:.1f} of {visual} tokens"
+            f"{[slot.after for slot in slots]} of {layers} leave between {nearest} and {most:.1f} of {visual} tokens"
         )
+    # Bisection to the last bit of a double: the average grows with the ratio, whatever the depths.
     low, high = 0.0, 1.0
-    for _ in range(60):  # bisection to the last bit of a double
+    for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _average(slots, layers, visual, middle) <= average + 1e-9 else (low, middle)
     ratio = 1.0 if _average(slots, layers, visual, 1.0) <= average + 1e-9 else low
+    # Floor, not round: a budget is a promise. The tiny addend forgives a product that came out low by one bit.
     totals = [
         max(math.floor(visual * ratio ** (j + 1) + 1e-6), min(slot.least, visual)) for j, slot in enumerate(slots)
     ]
@@ -114,6 +120,7 @@ def scale(table: Sequence[tuple[int, int]], slots: Sequence[Slot], published: in
     """A published table of (kept, merged) for rows of `published` tokens, as fractions of a row of `visual` tokens."""
     cuts: list[Cut] = []
     for slot, (kept, merged) in zip(slots, table, strict=True):
+        # LLaVA-NeXT and other grids take the same fractions (ambiguity Q); what is not zero stays at least one.
         if visual != published:
             kept, merged = max(1, kept * visual // published), max(min(merged, 1), merged * visual // published)
         available = visual if slot.reevaluates or not cuts else cuts[-1].total

@@ -13,6 +13,7 @@ from swiftvlm.shape import ModelShape
 
 def paper_layer(shape: ModelShape, tokens: Number) -> Number:
     """Eq. 17: C_n = 4 n d^2 + 2 n^2 d + 3 n d m, in multiply-accumulates, attention as a full square."""
+    # Q, K, V and O are 4 n d^2, so shared key heads are counted as if they were not: the paper's models share none.
     d, m = shape.hidden, shape.intermediate
     return 4 * tokens * d * d + 2 * tokens * tokens * d + 3 * tokens * d * m
 
@@ -42,7 +43,8 @@ def exact_layer(shape: ModelShape, tokens: Number) -> Number:
     """FLOPs (2 per MAC) of one decoder layer: projections with shared key/value heads, causal attention, gated MLP."""
     d, wide, narrow, m = shape.hidden, shape.query_width, shape.kv_width, shape.intermediate
     projections = tokens * d * (2 * wide + 2 * narrow)
-    attention = 2 * wide * tokens * (tokens + 1) / 2  # a causal row i reads i keys and i values
+    # A causal row i reads i keys and i values: half the paper's square.
+    attention = 2 * wide * tokens * (tokens + 1) / 2
     return 2 * (projections + attention + 3 * tokens * d * m)
 
 
@@ -51,11 +53,13 @@ def exact_stage(shape: ModelShape, alive: Number, cut_kept: int, merged: int, sc
     d = shape.hidden
     score = alive * d * shape.kv_width + d * shape.query_width + alive * shape.query_width if scored else 0.0
     rest = max(alive - cut_kept, 0.0)
-    return 2 * (score + 3 * rest * merged * d)  # similarity to the anchors, one-hot means, offsets handed back
+    # Similarity to the anchors, one-hot means, and offsets handed back: three products of the same size.
+    return 2 * (score + 3 * rest * merged * d)
 
 
 def exact_total(shape: ModelShape, plan: Plan) -> Number:
     """FLOPs (2 per MAC) of the language model's prefill under a plan: layers, stages, and the head for one token."""
+    # Only the last token's logits are needed, so the head is paid once, as generate does (logits_to_keep=1).
     layers = sum(exact_layer(shape, tokens) for tokens in plan.all_tokens_per_layer)
     alive, stages = plan.visual, 0.0
     for cut in plan.cuts:

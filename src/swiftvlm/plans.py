@@ -37,6 +37,7 @@ class Plan:
     cuts: tuple[Cut, ...] = ()
 
     def __post_init__(self) -> None:
+        # The engine trusts a plan blindly, so nonsense must not get past this point.
         depths = [0, *(cut.after for cut in self.cuts), self.layers]
         if any(a >= b for a, b in pairwise(depths[1:])) or depths[1] < 0:
             raise BudgetError(f"cuts must act at increasing depths below {self.layers} layers, got {depths[1:-1]}")
@@ -63,6 +64,7 @@ class Plan:
     @property
     def average_at_output(self) -> float:
         """The average when each layer is counted by what leaves it, as SparseVLM's tables are (one layer shorter)."""
+        # SparseVLM prunes a layer's output, so its tables count 2 full layers where 3 are computed (its issue 35).
         counts = self.tokens_per_layer
         return sum(counts[1:] + counts[-1:]) / self.layers
 

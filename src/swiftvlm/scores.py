@@ -45,11 +45,13 @@ class TextAttention:
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Head-mean attention probability of each token; tokens behind the query get 0."""
+        # After the softmax, not before: a head's weights are shares, and FastV averages shares.
         logits = view.attention_logits(view.query[:, None], self.rope)[:, :, 0]
         causal = torch.arange(view.slot.shape[1], device=view.slot.device) <= view.query[:, None]
         keys = view.candidates if self.softmax_over == "visual" else view.present & causal
         weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
-        return torch.nan_to_num(weights).mean(1)  # a text-only row has no visual key: softmax of nothing is NaN
+        # A text-only row of a mixed batch has no visual key, and the softmax of nothing is NaN.
+        return torch.nan_to_num(weights).mean(1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Uniform:
         """1 for the evenly spaced candidates, 0 for all others."""
         scores = torch.zeros(view.slot.shape, device=view.slot.device)
         for row, keep in enumerate(view.keep):
+            # Middles of equal stretches, not multiples of a step: both edges of the image are as far from a token.
             places = view.candidates[row].nonzero()[:, 0]
             middles = (torch.arange(keep, device=places.device) * 2 + 1) * len(places) // max(2 * keep, 1)
             scores[row, places[middles]] = 1.0
@@ -84,6 +87,7 @@ class Random:
         candidates, slots, ids = view.candidates.cpu(), view.slot.cpu(), view.input_ids.cpu()
         present = view.present.cpu()
         for row in range(scores.shape[0]):
+            # Padding is left out, so that a row draws the same tokens alone and in any batch.
             prompt = ids[row, slots[row][present[row]]]
             generator = torch.Generator().manual_seed(self.seed + zlib.crc32(prompt.numpy().tobytes()))
             scores[row, candidates[row]] = torch.rand(int(candidates[row].sum()), generator=generator)

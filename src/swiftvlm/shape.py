@@ -56,6 +56,7 @@ class ModelShape:
 
         Raises `FamilyError` where the config has no decoder widths.
         """
+        # A VLM's config holds the decoder's own config inside; a plain decoder's config is its own text config.
         config = source.config if hasattr(source, "config") else source
         text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
         try:

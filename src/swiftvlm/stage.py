@@ -62,6 +62,7 @@ class Stage:
     count holds, else what decides within it (the plan then gives the bound).
     """
 
+    # Layers already run, so that "after layer x" and "before layer y" are one field: x, and y - 1.
     after: int
     score: Score
     rest: Rest = Drop()

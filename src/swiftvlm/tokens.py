@@ -13,6 +13,7 @@ def keep_top(
     scores: Float[Tensor, "batch tokens"], candidates: Bool[Tensor, "batch tokens"], keep: Int[Tensor, " batch"]
 ) -> Bool[Tensor, "batch tokens"]:
     """Mark the `keep[row]` best candidates of each row; equal scores: the lower index wins (a stable sort)."""
+    # Not topk: its order among equal scores differs between devices and sizes.
     ranked = scores.float().masked_fill(~candidates, -torch.inf)
     order = ranked.sort(dim=1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter_(
@@ -23,6 +24,7 @@ def keep_top(
 
 def strided(low: Bool[Tensor, "batch tokens"], count: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
     """Mark `count[row]` anchors spread evenly over the low tokens in raster order: every (R // Z)-th, the first Z."""
+    # VisionZip's spacing: the step is rounded down, so the tail of the image has fewer anchors, never too few of them.
     rank = low.cumsum(1) - 1
     step = (low.sum(1) // count.clamp(min=1)).clamp(min=1)[:, None]
     return low & (rank % step == 0) & (rank // step < count[:, None])
@@ -40,6 +42,7 @@ def group(
     Groups are numbered by their anchor's place; an anchor stays in its own group. `refine` repeats the assignment
     against the groups' means (k-means steps on the sphere).
     """
+    # Cosines in float32 whatever the model's type: bf16 would make neighbours tie.
     index, real = places(anchors, most)
     unit = torch.nn.functional.normalize(states.float(), dim=-1, eps=1e-12)
     own = anchors.cumsum(1) - 1
@@ -47,6 +50,7 @@ def group(
     for step in range(refine + 1):
         similarity = (unit @ centres.transpose(1, 2)).masked_fill(~real[:, None, :], -torch.inf)
         nearest = similarity.max(dim=-1).indices if most else torch.zeros_like(own)
+        # Even where another anchor points the same way: a group without its anchor would have no slot to live in.
         groups = torch.where(anchors, own, nearest).masked_fill(~low, -1)
         if step < refine:
             centres = torch.nn.functional.normalize(means(states, groups, most), dim=-1, eps=1e-12)
@@ -72,6 +76,7 @@ def means(
     states: Float[Tensor, "batch tokens dim"], groups: Int[Tensor, "batch tokens"], count: int
 ) -> Float[Tensor, "batch groups dim"]:
     """Plain mean of each group's states in float32 (paper eq. 11): one matmul, so the order of sums is fixed."""
+    # A matmul, not index_add: atomics would sum in another order on every run.
     belongs = membership(groups, count)
     size = belongs.sum(1).clamp(min=1)[..., None]
     return (belongs.transpose(1, 2) @ states.float()) / size

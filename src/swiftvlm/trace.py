@@ -19,18 +19,20 @@ Stages = tuple[tuple[Tensor, ...], ...]  # [stage][row]
 class Run:
     """One prefill. Indexes are into each row's `input_ids` as given, padding included.
 
-    `per_row[row][layer]`: visual tokens at the input of a layer, merged ones included. `kept[stage][row]`: selected
-    tokens, ascending. `anchors[stage][row]`: slots that hold merged tokens. `candidates[stage][row]` are the tokens a
-    stage chose from and `groups[stage][row]` the group of each (its anchor's rank), -1 = kept or dropped. `cells[row]`:
-    (visual, 4) image, tile, grid row, grid column of each visual token, -1 = no place; empty where unknown. `kv_bytes`:
-    the batch's whole cache after the prefill, text included. `flops`: the batch's exact count (2 per MAC), and
-    `paper_flops` in the paper's mixed unit. `states[layer]`: hidden states behind a layer, for `record_states`.
+    `visual`, `text`: tokens a row. `per_row[row][layer]`: visual tokens at the input of a layer, merged ones included.
+    `after[stage]`: layers that had run when a stage acted. `kept[stage][row]`: selected tokens, ascending.
+    `anchors[stage][row]`: slots that hold merged tokens. `candidates[stage][row]`: the tokens a stage chose from, and
+    `groups[stage][row]` the group of each (its anchor's rank), -1 = kept or dropped. `cells[row]`: (visual, 4) image,
+    tile, grid row, grid column of each visual token, -1 = no place; empty where unknown. `kv_bytes`: the batch's whole
+    cache after the prefill, text included. `flops`: the batch's exact count (2 per MAC), and `paper_flops` in the
+    paper's mixed unit. `states[layer]`: (batch, tokens, dim) behind a layer, for `record_states`.
     """
 
     method: str
     visual: tuple[int, ...]
     text: tuple[int, ...]
     per_row: tuple[tuple[int, ...], ...]
+    after: tuple[int, ...]
     kept: Stages
     anchors: Stages
     candidates: Stages
@@ -41,7 +43,6 @@ class Run:
     flops: Number
     vanilla_flops: Number
     paper_flops: Number
-    notes: tuple[str, ...] = ()
     states: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -74,6 +75,7 @@ class Trace:
     @property
     def runs(self) -> tuple[Run, ...]:
         """Every prefill so far, oldest first."""
+        # Put together now: reading index tensors back waits for the device, which a prefill must not do.
         self._runs = [run if isinstance(run, Run) else run() for run in self._runs]
         return tuple(run for run in self._runs if isinstance(run, Run))
 
@@ -81,7 +83,7 @@ class Trace:
     def last(self) -> Run:
         """The latest prefill. Raises `TraceError` before the first."""
         if not self._runs:
-            raise TraceError("the trace is empty: no prompt has run inside this prune() yet")
+            raise TraceError(f"the trace holds {len(self._runs)} runs: no prompt has run inside this prune() yet")
         return self.runs[-1]
 
     def __getattr__(self, name: str) -> Any:
@@ -135,6 +137,7 @@ def _lists(value: Any) -> Any:
 
 def _revive(data: dict[str, Any]) -> Run:
     names = {f.name for f in fields(Run)} - {"states"}
+    # Strict both ways: a field this version does not know would be lost without a word.
     if set(data) != names:
         raise TraceError(f"a run must have the fields {sorted(names)}, got {sorted(data)}")
     return Run(**{name: _tuples(value, TENSORS.get(name, 9)) for name, value in data.items()})

@@ -13,8 +13,8 @@ def check_cache(cache: Any) -> None:
     """Raise `UnsupportedError` unless every layer of the cache can have a length of its own."""
     if cache is None:
         raise UnsupportedError(
-            "pruning needs the KV cache: without it every generated token would choose visual tokens anew. "
-            "Leave use_cache at True"
+            f"pruning needs the KV cache (got past_key_values={cache}): without it every generated token would choose "
+            "visual tokens anew. Leave use_cache at True"
         )
     other = (
         [layer for layer in cache.layers if type(layer) is not DynamicLayer] if isinstance(cache, Cache) else [cache]
@@ -28,6 +28,7 @@ def check_cache(cache: Any) -> None:
 
 def check_text_config(config: PreTrainedConfig) -> None:
     """Raise `FamilyError` for decoders whose layers do not all attend to the whole sequence."""
+    # transformers itself knows which layers slide: an empty cache for this config has one object a layer.
     odd = {type(layer).__name__ for layer in DynamicCache(config=config).layers if type(layer) is not DynamicLayer}
     if odd:
         raise FamilyError(
@@ -47,7 +48,8 @@ def past_length(cache: Any) -> int:
 
 
 def cached_keys(cache: Any, index: int, length: int) -> Tensor | None:
-    """The rotated keys that a layer cached, if they are exactly the current sequence's; else None."""
+    """The rotated keys (batch, kv_heads, length, head_dim) a layer cached, if they are this sequence's; else None."""
+    # During this very prefill the layer just run has cached what its own attention read: no second projection.
     if cache is None or len(cache.layers) <= index:
         return None
     keys: Tensor | None = cache.layers[index].keys

@@ -11,15 +11,17 @@ from swiftvlm.errors import UnsupportedError
 
 def check_request(request: Mapping[str, Any]) -> None:
     """Refuse what a pruned prefill cannot answer, from the arguments of the whole model's forward."""
-    if request.get("labels") is not None:
+    labels = request.get("labels")
+    if labels is not None:
         raise UnsupportedError(
-            "labels cannot be matched with pruned logits (they are as long as the last layer's sequence); compute the "
+            f"labels of shape {tuple(labels.shape)} cannot be matched with pruned logits (they are as long as the last layer's sequence); compute the "
             "loss on logits of the answer's tokens, or outside prune()"
         )
     if request.get("output_router_logits"):
         raise UnsupportedError(
             "output_router_logits is not supported: routers of different layers see different tokens"
         )
+    # generate asks for 1; assisted decoding for 1 + its guesses, which is all that tells the two apart here.
     keep = request.get("logits_to_keep")
     if isinstance(keep, Tensor) or (isinstance(keep, int) and keep > 1):
         raise UnsupportedError(
@@ -33,7 +35,9 @@ def check_prompt(request: Mapping[str, Any]) -> Tensor:
     """The prompt's ids, (batch, prompt). Raises `UnsupportedError` where only embeddings were given."""
     input_ids = request.get("input_ids")
     if not isinstance(input_ids, Tensor):
-        raise UnsupportedError("visual tokens are found by their ids: pass input_ids, not only inputs_embeds")
+        raise UnsupportedError(
+            f"visual tokens are found by their ids: pass input_ids, not only {', '.join(sorted(request)) or 'nothing'}"
+        )
     return input_ids
 
 
@@ -41,9 +45,10 @@ def check_unknown_cache(cache: Any, has_visual: bool) -> None:
     """Refuse a filled cache that this `prune` did not see being filled, unless it is an unpruned text turn."""
     if has_visual:
         raise UnsupportedError(
-            "an image in a later turn, on a cache that is already filled, is not supported: start a new cache and "
-            "give the whole conversation as one prompt"
+            f"an image in a later turn, on a cache that already holds {past_length(cache)} tokens, is not supported: "
+            "start a new cache and give the whole conversation as one prompt"
         )
+    # Layers of one length are an ordinary cache, and a text turn on it is none of our business.
     if len(set(lengths(cache))) > 1:
         raise UnsupportedError(
             f"this cache holds between {min(lengths(cache))} and {max(lengths(cache))} tokens a layer: it was pruned "
@@ -53,12 +58,14 @@ def check_unknown_cache(cache: Any, has_visual: bool) -> None:
 
 def check_continuation(cache: Any, prompt: int, decoded: bool, new_tokens: int) -> None:
     """Refuse tokens behind a pruned prompt that would be wrong without anybody noticing."""
+    # Cropping generated tokens takes as many from every layer; cropping the prompt would take others from each.
     past = past_length(cache)
     if past < prompt:
         raise UnsupportedError(
             f"the cache was cropped to {past} tokens, into its pruned prompt of {prompt}: crop only tokens behind the "
             "prompt, or prefill again"
         )
+    # A later turn of many tokens is fine: by then the first answer has shown where the prompt ended.
     if new_tokens > 1 and not decoded:
         raise UnsupportedError(
             f"{new_tokens} tokens arrive at once directly behind a pruned prompt: was it prefilled in chunks, as a "

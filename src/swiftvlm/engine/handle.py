@@ -37,8 +37,10 @@ class Handle:
         self, model: nn.Module, method: str | Method, budget: Budget, preset: str | None, record_states: tuple[int, ...]
     ) -> None:
         self.method, self.family = find_method(method), find_family(model)
-        self.model = cast(PreTrainedModel, model)  # find_family has refused everything else
-        self.trusted = bool(self.family.model_types)  # the generic record must first pass law 1 on a real prompt
+        # find_family has refused everything else.
+        self.model = cast(PreTrainedModel, model)
+        # The generic record must first pass law 1 on a real prompt.
+        self.trusted = bool(self.family.model_types)
         self.core, self.decoder = self.family.core(self.model), self.family.language_model(self.model)
         self.layers = self.family.layers(self.decoder)
         check_text_config(self.decoder.config)
@@ -56,19 +58,25 @@ class Handle:
         self.trace = Trace()
         self._hooks: list[RemovableHandle] = []
         self._request: Inputs = {}
-        self._current: Prefill | None = None  # the prompt that this forward prefills or continues
+        # What the current forward is: the prompt it prefills or continues, its cache, the keys of an uncut layer.
+        self._current: Prefill | None = None
         self._cache: Any = None
         self._prefilling = False
-        self._columns = 0  # keys of an uncut layer in this forward
+        self._columns = 0
         self._slices: dict[tuple[int, torch.device], Inputs] = {}
         self._states: dict[int, Tensor] = {}
+        # Weak: a prompt's indexes live exactly as long as the user keeps its cache.
         self._known: WeakKeyDictionary[Any, Prefill] = WeakKeyDictionary()
-        self.method.plan(self.shape, 0, 1, budget, preset)  # a wrong preset or two budgets are told before any prompt
+        # A wrong preset or two budgets are told now, before any prompt.
+        self.method.plan(self.shape, 0, 1, budget, preset)
 
     def attach(self) -> "Handle":
         """Put the hooks on. Raises `SwiftVLMError` if the model already carries some."""
+        # Our own hooks are the only mark we leave on a model, so they also tell whether one is there.
         if any(isinstance(owner(hook), Handle) for hook in self.model._forward_pre_hooks.values()):
-            raise SwiftVLMError("this model is already being pruned: leave the other `with swiftvlm.prune(...)` first")
+            raise SwiftVLMError(
+                f"this {type(self.model).__name__} is already being pruned: leave the other `with swiftvlm.prune(...)`"
+            )
         before = self._add_before
         before(self.model, self._on_model)
         if self.core is not self.model:
@@ -90,7 +98,9 @@ class Handle:
 
     def keeping_all(self, method: Method) -> "Handle":
         """A handle on the same model that runs `method` at a budget of everything, for the self-check."""
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            # The user has been told already.
+            warnings.simplefilter("ignore")
             twin = Handle(self.model, method, 1.0, None, ())
         twin.trusted = True
         return twin
@@ -120,19 +130,21 @@ class Handle:
 
     def _on_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
         """Seam (b): decide what this forward is, a prompt to prune, tokens behind one, or none of our business."""
+        # Taken once: a decoder called again on its own must not find the last prompt's request.
         request, self._request = self._request, {}
         cache = kwargs.get("past_key_values", request.get("past_key_values"))
         self._current, self._prefilling = None, False
         self._slices.clear()
         self._states = {}
         embeds = kwargs.get("inputs_embeds")
+        # The language model is used on its own: there can be no image in it.
         if embeds is None or not request:
-            return  # the language model is used on its own
+            return
         past = past_length(cache)
         self._columns = past + embeds.shape[1]
         if past == 0:
             self._prefilling = True
-            self._current = self._begin(request, kwargs.get("attention_mask"), embeds)
+            self._current = self._begin(request, kwargs, embeds)
         elif self.stages:
             self._continue(cache, request.get("input_ids"), embeds.shape[1])
 
@@ -147,21 +159,24 @@ class Handle:
             prefill.decoded = True
             self._current = prefill
 
-    def _begin(self, request: Inputs, mask: Tensor | None, embeds: Tensor) -> Prefill:
+    def _begin(self, request: Inputs, given: Inputs, embeds: Tensor) -> Prefill:
         ids = check_prompt(request)
-        prompt = Prompt.read(ids, mask, self.family.visual(self.model, ids), embeds)
-        plans = prompt.plans(self.method, self.shape, self.budget, self.preset)
+        prompt = Prompt.read(ids, given.get("attention_mask"), self.family.visual(self.model, ids), embeds)
+        counted = zip(prompt.visual, prompt.text, strict=True)
+        plans = tuple(self.method.plan(self.shape, seen, text, self.budget, self.preset) for seen, text in counted)
+        # All rows within the budget: no stage runs at all, which makes the no-op exact (law 9).
         due = self.stages if any(plan.cuts for plan in plans) else ()
         if due:
             check_request(request)
         cells = self.family.cells(self.model, request, prompt.visual)
-        return Prefill(self.family, self.decoder, due, prompt, plans, cells)
+        return Prefill(self.family, self.decoder, due, prompt, plans, given.get("position_ids"), cells)
 
     def on_layer(self, index: int, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
         """Seam (c): before a decoder layer, cut the states if a stage is due and hand the layer its slices."""
         prefill = self._current
         if prefill is None:
             return None
+        # Decoder layers take their states by position; a family may pass them by name.
         hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
         kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         if self._prefilling:
@@ -185,6 +200,7 @@ class Handle:
         segment = prefill.segment(index)
         if segment is None:
             return {}
+        # 32 layers share a handful of segments, and `device_map` a handful of devices.
         key = (segment.start, hidden.device)
         if key not in self._slices:
             segment = segment.to(hidden.device)
@@ -205,7 +221,7 @@ class Handle:
         """After the last layer: a finished prefill becomes a run of the trace."""
         if self._current is not None and self._prefilling:
             size = 0 if self._cache is None else kv_bytes(self._cache)
-            self.trace.add(recorder(self.method, self.shape, self._current, size, self._states))
+            self.trace.add(recorder(self.method.name, self.shape, self._current, size, self._states))
             self._current.forget()
         self._current, self._cache, self._prefilling = None, None, False
 

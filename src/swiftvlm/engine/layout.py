@@ -71,11 +71,13 @@ def shrink(layout: Layout, survivors: Bool[Tensor, "batch tokens"], length: int)
 
     Reusing padding keeps a cut that drops nothing the identity, and a right-padded row right-padded.
     """
+    # Survivors are worth 2, the row's own padding 1, and a dropped token 0: taken as a filler, it must be hidden.
     padding = ~layout.present & (layout.slot >= 0)
     worth = survivors.to(torch.int8) * 2 + padding.to(torch.int8)
     order = worth.sort(dim=1, descending=True, stable=True).indices[:, :length]
     index = order.masked_fill(worth.gather(1, order) == 0, -1).sort(dim=1).values
     rows, old = layout.slot.shape
+    # One column too many, so that fillers have somewhere to write to.
     where = torch.full((rows, old + 1), -1, device=index.device)
     where.scatter_(1, index.masked_fill(index < 0, old), torch.arange(length, device=index.device).expand(rows, -1))
     return Next(index, where[:, :old])
@@ -94,6 +96,7 @@ def cut(layout: Layout, step: Next, real: tuple[int, ...], renumber: bool) -> La
     present = tokens.rows(layout.present, step.index) & ~filler
     position = tokens.rows(layout.position, step.index)
     if renumber:
+        # From the row's own first position: behind padding, RoPE angles stay what the model was given.
         first = layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)
         position = torch.where(present, first + (present.cumsum(1) - 1), position)
     return Layout(

@@ -44,9 +44,11 @@ class Aside(Beside):
     def restore(self, hidden: Float[Tensor, "batch kept dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Bring bypassed tokens up to date by their group's offset (eqs. 12-13); tokens that went on are exact."""
         choice, where = self.choice, self.step.where
+        # The merged token's own change is all we know of what the skipped layers would have done to its members.
         place, _ = tokens.places(choice.anchors, choice.means.shape[1])
         offset = tokens.rows(hidden, where.gather(1, place)).float() - choice.means
         aligned = (self.hidden.float() + tokens.unmerge(offset, choice.groups)).to(hidden.dtype)
+        # An anchor's slot held the mean, not the anchor: it is restored like every other member.
         exact = (where >= 0) & ~choice.anchors
         return torch.where(exact[..., None], tokens.rows(hidden, where), aligned)
 
@@ -71,16 +73,17 @@ class Prefill:
         stages: tuple[Stage, ...],
         prompt: Prompt,
         plans: tuple[Plan, ...],
+        position: Tensor | None = None,
         cells: list[Tensor] | None = None,
     ) -> None:
         self.family, self.decoder, self.prompt, self.plans, self.cells = family, decoder, prompt, plans, cells
         self.layers = family.layers(decoder)
-        self.decoded = False  # something has been generated behind the prompt
+        # Whether something has been generated behind the prompt.
+        self.decoded = False
         self.stages = {stage.after: (i, stage) for i, stage in enumerate(stages)}
         self.choices: list[Choice] = []
         self.segments: list[Segment] = []
-        self.start: Layout | None = None
-        self.layout: Layout | None = None
+        self.start = self.layout = prompt.layout(position)
         self.aside: Aside | None = None
         self.probed: Probe | None = None
 
@@ -95,7 +98,7 @@ class Prefill:
 
     def forget(self) -> None:
         """Let go of every hidden state; what decoding and the trace need stays."""
-        self.aside = self.probed = self.layout = self.start = None
+        self.aside = self.probed = None
 
     def spans(self, length: int) -> list[tuple[int, int]]:
         """(cached tokens of a row, fillers included; number of layers) from the first layer to the last."""
@@ -103,39 +106,43 @@ class Prefill:
         sizes = [length, *(segment.slot.shape[1] for segment in self.segments)]
         return [(size, b - a) for size, (a, b) in zip(sizes, pairwise(starts), strict=True)]
 
-    def rotate(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate(
+        self, hidden: Float[Tensor, "batch tokens dim"], positions: Float[Tensor, "batch tokens"]
+    ) -> tuple[Tensor, Tensor]:
         """cos and sin at any positions, from the model's own rotary module."""
         return self.family.rotary(self.decoder, hidden, positions)
 
-    def remember(self, index: int, hidden: Tensor, inputs: Inputs) -> None:
+    def remember(self, index: int, hidden: Float[Tensor, "batch tokens dim"], inputs: Inputs) -> None:
         """Keep what layer `index` is about to see, if the stage behind it scores with that layer's own map."""
         following = self.stages.get(index + 1)
         if following is not None and following[1].score.probe == "previous":
             self.probed = Probe(self.layers[index], hidden, inputs["position_embeddings"])
 
-    def stage(self, index: int, hidden: Tensor, inputs: Inputs, flat: bool) -> Tensor:
+    def stage(
+        self, index: int, hidden: Float[Tensor, "batch tokens dim"], inputs: Inputs, flat: bool
+    ) -> Float[Tensor, "batch kept dim"]:
         """Apply the stage due before layer `index` (if one is) to the states; `flat`: masks have two dimensions."""
-        if self.start is None:
-            self.start = self.layout = self.prompt.layout(inputs["position_ids"])
         if index not in self.stages:
             return hidden
         number, stage = self.stages[index]
         hidden, layout = self._restored(hidden)
         view = self._view(number, stage, index, hidden, layout, inputs)
         scores = stage.score.rate(view)
+        # Copies of one prompt (beams) must choose alike: their caches will be shuffled among each other.
         scores = scores if self.prompt.twin is None else scores[self.prompt.twin.to(scores.device)]
         if stage.measure is not None:
             self._measure(number, list(stage.measure(view, scores)))
         choice = self._choose(number, stage, hidden, layout, scores)
         hidden = self._apply(number, stage, choice, hidden, flat)
-        self.choices.append(replace(choice, means=choice.means[:, :0]))  # the trace needs no states
+        # The trace needs indexes only; states would hold on to the whole prompt.
+        self.choices.append(replace(choice, means=choice.means[:, :0]))
         return hidden
 
     def _restored(self, hidden: Tensor) -> tuple[Tensor, Layout]:
         if self.aside is not None:
             aside = self.aside.to(hidden.device)
             return aside.restore(hidden), aside.choice.layout
-        return hidden, self.layout.to(hidden.device)  # type: ignore[union-attr]  # set before the first stage
+        return hidden, self.layout.to(hidden.device)
 
     def _counts(self, number: int, field: str) -> tuple[int, ...]:
         """Every row's kept or merged count at a stage; a row without cuts keeps all it has."""
@@ -181,7 +188,8 @@ class Prefill:
         k = probe.keys if rope and probe.keys is not None else None
         k = family.keys(probe.layer, probe.hidden, (cos, sin) if rope else None) if k is None else k
         batch, heads, count, width = q.shape
-        shared = q.reshape(batch, k.shape[1], -1, width).float()  # query heads that share a key head lie together
+        # Query heads that share a key head lie together, so no key is repeated.
+        shared = q.reshape(batch, k.shape[1], -1, width).float()
         logits = shared @ k.float().transpose(2, 3) * family.scaling(probe.layer)
         return logits.view(batch, heads, count, -1)
 
@@ -200,22 +208,19 @@ class Prefill:
 
     def _apply(self, number: int, stage: Stage, choice: Choice, hidden: Tensor, flat: bool) -> Tensor:
         """Open the next segment, set bypassed tokens aside, put merged states into their anchors' slots, and cut."""
+        # Counts come from the plan, in Python: the new length is known without asking the device.
         layout, renumber = self._turned(stage, choice), stage.positions == "renumbered"
         counts = zip(self.prompt.text, self._counts(number, "kept"), self._counts(number, "merged"), strict=True)
         real = tuple(text + kept + merged for text, kept, merged in counts)
         step = shrink(layout, layout.present & (~layout.candidates | choice.kept | choice.anchors), max(real))
         self.layout = cut(layout, step, real, renumber)
-        self.segments.append(Segment.of(stage.after, self._start(), self.layout, flat, renumber))
+        self.segments.append(Segment.of(stage.after, self.start, self.layout, flat, renumber))
         self.aside = Aside(hidden, choice, step) if isinstance(stage.rest, Bypass) else None
+        # Behind `Aside`, which must keep the members as they were.
         if choice.means.shape[1]:
             own_mean = tokens.unmerge(choice.means, choice.groups).to(hidden.dtype)
             hidden = torch.where(choice.anchors[..., None], own_mean, hidden)
         return tokens.rows(hidden, step.index)
-
-    def _start(self) -> Layout:
-        if self.start is None:
-            raise AssertionError("a stage ran before the first layer was seen")
-        return self.start
 
     def _turned(self, stage: Stage, choice: Choice) -> Layout:
         """The layout with each anchor at the mean position of its group, where the stage says so."""

@@ -1,19 +1,13 @@
 """`Prompt`: one batch of prompts as it enters the language model, and the plan of every row."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from swiftvlm.budget import Budget
 from swiftvlm.engine.layout import Layout, whole
 from swiftvlm.errors import UnsupportedError
-from swiftvlm.methods.base import Method
-from swiftvlm.plans import Plan
-from swiftvlm.shape import ModelShape
 
 SAME = 1e-2  # rows whose embeddings agree to this share of their largest value are copies of one prompt
 
@@ -51,6 +45,7 @@ class Prompt:
                 f"pruning reads padding from a 2-D attention mask of the prompt's shape {tuple(input_ids.shape)}, got "
                 f"{tuple(mask.shape)}; pass the processor's attention_mask"
             )
+        # One transfer for all counts: everything behind this is planned in Python integers.
         attended = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool().to(input_ids.device)
         last = (attended * torch.arange(1, input_ids.shape[1] + 1, device=attended.device)).argmax(dim=1)
         candidates = (visual & attended).scatter(1, last[:, None], False)
@@ -60,15 +55,7 @@ class Prompt:
         text = tuple(real - seen for seen, real in zip(*counts, strict=True))
         return cls(input_ids, attended, candidates, tuple(counts[0]), text, _twins(input_ids, attended, embeds))
 
-    def plans(self, method: Method, shape: ModelShape, budget: Budget, preset: str | None) -> tuple[Plan, ...]:
-        """Every row's own plan. Raises `BudgetError` naming what a row could reach."""
-        made: dict[tuple[int, int], Plan] = {}
-        for seen, text in zip(self.visual, self.text, strict=True):
-            if (seen, text) not in made:
-                made[seen, text] = method.plan(shape, seen, text, budget, preset)
-        return tuple(made[key] for key in zip(self.visual, self.text, strict=True))
-
-    def layout(self, position: Tensor | None) -> Layout:
+    def layout(self, position: Int[Tensor, "_ prompt"] | None) -> Layout:
         """The batch before any stage; positions as the model was given them, else counted from 0."""
         length = self.input_ids.shape[1]
         if position is None:
@@ -90,6 +77,3 @@ def _twins(input_ids: Tensor, attended: Tensor, embeds: Tensor) -> Int[Tensor, "
     first = torch.arange(input_ids.shape[0], device=same.device)
     first[1:] = first[1:].masked_fill(same, 0)
     return first.cummax(0).values
-
-
-Request = Mapping[str, Any]

@@ -6,28 +6,33 @@ from torch import Tensor
 
 from swiftvlm.engine.prefill import Choice, Prefill
 from swiftvlm.flops import exact_total, paper_total
-from swiftvlm.methods.base import Method
 from swiftvlm.plans import Plan
 from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Run, Stages
 
 
 def recorder(
-    method: Method, shape: ModelShape, prefill: Prefill, cache_bytes: int, states: dict[int, Tensor]
+    method: str, shape: ModelShape, prefill: Prefill, cache_bytes: int, states: dict[int, Tensor]
 ) -> Callable[[], Run]:
-    """A function that builds the `Run`; it holds small index tensors only, no states of the whole sequence."""
+    """A function that builds the `Run`; it holds small index tensors only, no states of the whole sequence.
+
+    `cache_bytes`: of the whole cache after the prefill. `states`: layer -> (batch, tokens, dim), as recorded.
+    """
     choices, plans, prompt, cells = prefill.choices, prefill.plans, prefill.prompt, prefill.cells
+    depths = tuple(sorted(prefill.stages))
     batch, length = prompt.input_ids.shape
     cached = sum(size * layers for size, layers in prefill.spans(length))
-    held = cache_bytes // max(batch * cached, 1)  # bytes of one token in one layer
+    # Bytes of one token in one layer, from the cache itself: right for any type and number of key heads.
+    held = cache_bytes // max(batch * cached, 1)
 
     def build() -> Run:
         whole = [Plan(plan.layers, plan.visual, plan.text) for plan in plans]
         return Run(
-            method=method.name,
+            method=method,
             visual=prompt.visual,
             text=prompt.text,
             per_row=tuple(plan.tokens_per_layer for plan in plans),
+            after=depths,
             kept=_chosen(choices, "kept"),
             anchors=_chosen(choices, "anchors"),
             candidates=_chosen(choices, "candidates"),

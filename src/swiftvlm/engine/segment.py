@@ -44,8 +44,11 @@ class Segment(Beside):
         length = prompt.slot.shape[1]
         return cls(start, length, layout.slot, layout.present, layout.holed, flat, position, shift)
 
-    def prefill(self, hidden: Tensor, inputs: dict[str, Any], rotate: Rotate) -> dict[str, Any]:
+    def prefill(
+        self, hidden: Float[Tensor, "batch tokens dim"], inputs: dict[str, Any], rotate: Rotate
+    ) -> dict[str, Any]:
         """Keyword arguments of a layer during the prefill: the model's own, sliced to this segment's tokens."""
+        # Slices of what the model itself computed, unless positions moved: then the model's own rotary module again.
         if self.position is None:
             cos, sin = inputs["position_embeddings"]
             rotary = tokens.rows(cos.to(hidden.device), self.slot), tokens.rows(sin.to(hidden.device), self.slot)
@@ -55,7 +58,9 @@ class Segment(Beside):
         # Gapped position ids would switch FlashAttention to packed sequences; RoPE travels in the embeddings.
         return {"position_embeddings": rotary, "attention_mask": mask, "position_ids": None}
 
-    def step(self, hidden: Tensor, inputs: dict[str, Any], keys: int, rotate: Rotate) -> dict[str, Any]:
+    def step(
+        self, hidden: Float[Tensor, "batch new dim"], inputs: dict[str, Any], keys: int, rotate: Rotate
+    ) -> dict[str, Any]:
         """Keyword arguments of a layer for tokens after the prompt; `keys`: mask columns of an uncut layer."""
         changed: dict[str, Any] = {
             "attention_mask": _step_mask(inputs.get("attention_mask"), self, hidden, keys),
@@ -74,6 +79,7 @@ def _columns(mask: Tensor, index: Tensor) -> Tensor:
     mask = mask.expand(index.shape[0], *mask.shape[1:])
     shaped = index.clamp(min=0).view(index.shape[0], *[1] * (mask.dim() - 2), index.shape[1])
     gathered = mask.gather(-1, shaped.expand(*mask.shape[:-1], -1))
+    # Boolean and 2-D masks say False; additive ones the least finite number, as transformers does.
     hidden = 0 if mask.dim() == 2 or mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     return gathered.masked_fill((index < 0).view(shaped.shape), hidden)
 
@@ -82,7 +88,8 @@ def _prefill_mask(mask: Any, segment: Segment, hidden: Tensor) -> Tensor | None:
     """The mask of queries x keys among the segment's tokens, in the kind the attention backend was given."""
     if mask is None:
         if not segment.holed:
-            return None  # equal rows, nothing hidden: "is_causal" still says it all
+            # Equal rows, nothing hidden: "is_causal" still says it all, and the fast kernels stay on.
+            return None
         if segment.flat:
             return segment.present
         causal = segment.slot[:, None, :, None] >= segment.slot[:, None, None, :]
@@ -97,6 +104,7 @@ def _prefill_mask(mask: Any, segment: Segment, hidden: Tensor) -> Tensor | None:
 
 def _step_mask(mask: Any, segment: Segment, hidden: Tensor, keys: int) -> Tensor | None:
     """The same for tokens after the prompt: the segment's slots, then everything that came since."""
+    # The model sized its mask by layer 0, which saw the whole prompt; this layer cached some of its columns.
     since = torch.arange(segment.prompt, keys, device=hidden.device).expand(hidden.shape[0], -1)
     index = torch.cat([segment.slot, since], dim=1)
     if mask is not None:

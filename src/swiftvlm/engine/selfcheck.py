@@ -21,6 +21,7 @@ class KeepAll(Method):
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """A stage that reads the layer just run, and one that projects with the next."""
+        # One stage of each kind of probe: cached keys and fresh projections.
         middle = max(shape.layers // 2, 2)
         return (Stage(1, TextAttention("previous")), Stage(middle, TextAttention("next")))
 
@@ -42,6 +43,7 @@ class Attachable(Protocol):
 def check_itself(handle: Attachable, model: nn.Module, request: dict[str, Any]) -> None:
     """Run the prompt once as it is and once with every token kept. Raises `FamilyError` unless logits are equal."""
     inputs = {name: value for name, value in request.items() if name != "past_key_values"}
+    # With its own hooks off, the model inside this forward is the user's; its inputs run three times in all.
     handle.detach()
     twin = handle.keeping_all(KeepAll())
     try:

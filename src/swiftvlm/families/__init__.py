@@ -25,6 +25,7 @@ def find_family(model: nn.Module) -> Family:
     for family in FAMILIES.values():
         if model.config.model_type in family.model_types:
             return family
+    # Refuse what has no decoder to prune before saying that we try.
     generic = Family()
     generic.language_model(model)
     warnings.warn(

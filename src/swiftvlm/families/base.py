@@ -50,6 +50,7 @@ class Family:
 
     def visual(self, model: PreTrainedModel, input_ids: Int[Tensor, "batch prompt"]) -> Bool[Tensor, "batch prompt"]:
         """Which tokens of the prompt are image features. Raises `FamilyError` if the config names no placeholder."""
+        # Old LLaVA configs say "index", new ones "id"; a dict takes both without asking the class.
         config = model.config.to_dict()
         token = config.get("image_token_id", config.get("image_token_index"))
         if token is None:
@@ -84,7 +85,8 @@ class Family:
         attention: Any = layer.get_submodule("self_attn")
         projected = attention.get_submodule(f"{which}_proj")(layer.get_submodule("input_layernorm")(hidden))
         heads = projected.view(*hidden.shape[:2], -1, attention.head_dim)
-        norm = dict(attention.named_children()).get(f"{which}_norm")  # Qwen3 normalises each head
+        # Qwen3 and its like normalise every head's vector; a score without it would rank differently in silence.
+        norm = dict(attention.named_children()).get(f"{which}_norm")
         heads = (norm(heads) if norm is not None else heads).transpose(1, 2)
         turned: Tensor = heads if rotary is None else apply_rotary_pos_emb(heads, heads, *rotary)[0]
         return turned

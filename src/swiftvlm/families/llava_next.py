@@ -36,6 +36,7 @@ class LlavaNext(Family):
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
         sizes = [[int(edge) for edge in size] for size in sizes]
+        # Processors pad every image to the batch's most tiles, so they are counted from the sizes, as the model does.
         tiles = [image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size) for size in sizes]
         coordinates = [torch.stack([grid_cells(0, tile, side, side) for tile in range(n)]).float() for n in tiles]
         core: Any = self.core(model)

@@ -48,34 +48,35 @@ class Method(ABC):
 
         Raises `BudgetError` for a budget that cannot be met, or when two of them are given.
         """
-        stages = check_stages(self, self.stages(shape), shape)
-        slots = slots_of(stages, self.merged_share)
+        slots = slots_of(check_stages(self, self.stages(shape), shape), self.merged_share)
         if sum(given is not None for given in (self.counts, budget, preset)) > 1:
             raise BudgetError(f"give one of counts, budget and preset, got {self.counts}, {budget!r} and {preset!r}")
         if preset is not None:
             pick_preset(self.presets, preset, self.name)
         if budget is not None:
             target_average(budget, visual)
-        if visual == 0 or not (slots or budget or preset):
-            return Plan(shape.layers, visual, text)
-        if self.counts is not None:
-            fixed = tuple(self.split(self.counts, len(slots)))
-            return Plan(shape.layers, visual, text, scale(fixed, slots, visual, visual))
-        if budget is None:
-            budget, cuts = self._by_preset(preset, slots, shape, visual)
-            if cuts is not None:
-                return Plan(shape.layers, visual, text, cuts)
-        average = target_average(budget, visual)
-        cuts = () if average is None else solve(slots, shape.layers, visual, average)
-        return Plan(shape.layers, visual, text, cuts)
+        # A text-only row has nothing to cut, but a wrong budget is told for it too.
+        return Plan(shape.layers, visual, text, self._cuts(slots, shape, visual, budget, preset) if visual else ())
 
-    def _by_preset(
-        self, name: str | None, slots: Sequence[Slot], shape: ModelShape, visual: int
-    ) -> tuple[float, tuple[Cut, ...] | None]:
-        """A preset's own table where the depths are the published ones, else its average as a fraction to solve for."""
-        preset = self.presets[pick_preset(self.presets, name or next(iter(self.presets), ""), self.name)]
-        same = preset.layers == shape.layers and preset.after == tuple(slot.after for slot in slots)
-        return preset.fraction(), scale(preset.cuts, slots, preset.visual, visual) if same else None
+    def _cuts(
+        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
+    ) -> tuple[Cut, ...]:
+        if self.counts is not None:
+            return scale(self.split(self.counts, len(slots)), slots, visual, visual)
+        if budget is None and preset is None:
+            preset = next(iter(self.presets), None)
+        if preset is not None:
+            table = self.presets[preset]
+            # At other depths a table would mean another average, so its average is what is kept.
+            if table.layers == shape.layers and table.after == tuple(slot.after for slot in slots):
+                return scale(table.cuts, slots, table.visual, visual)
+            budget = table.fraction()
+        if budget is None:
+            if slots:
+                raise BudgetError(f"{self.name} has no presets: give it a budget, or counts")
+            return ()
+        average = target_average(budget, visual)
+        return () if average is None else solve(slots, shape.layers, visual, average)
 
     def split(self, counts: tuple[int, ...], stages: int) -> list[tuple[int, int]]:
         """Read the flat `counts` (k1, Z1, k2, Z2, ..., k_last) as (kept, merged) pairs. Raises `BudgetError`."""
@@ -113,7 +114,13 @@ def check_stages(method: Method, stages: tuple[Stage, ...], shape: ModelShape) -
             f"{method.name}: stages act after layers {depths}, but a model of {shape.layers} layers "
             f"can be cut after layers 1 to {shape.layers - 1}"
         )
+    _check_bypasses(method, stages)
+    return stages
+
+
+def _check_bypasses(method: Method, stages: tuple[Stage, ...]) -> None:
     for earlier, stage in pairwise(stages):
+        # A restored token ran through none of the layers in between: their attention maps have no column for it.
         if isinstance(earlier.rest, Bypass) and stage.score.probe == "previous":
             raise MethodError(
                 f"{method.name}: the stage after layer {stage.after} cannot read the map of the layer just run, "
@@ -121,4 +128,3 @@ def check_stages(method: Method, stages: tuple[Stage, ...], shape: ModelShape) -
             )
     if stages and isinstance(stages[-1].rest, Bypass):
         raise MethodError(f"{method.name}: the last stage cannot bypass, nothing would bring its tokens back")
-    return stages

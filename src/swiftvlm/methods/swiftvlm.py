@@ -63,12 +63,13 @@ class SwiftVLM(Method):
         if not 0.0 <= self.merged_share < 1.0:
             raise MethodError(f"merged_share is a fraction in [0, 1) of each stage's total, got {self.merged_share}")
         if self.layers is not None and not self.layers:
-            raise MethodError("layers must name at least one pruning layer, got ()")
+            raise MethodError(f"layers must name at least one pruning layer, got {self.layers!r}")
         if self.refine < 0:
             raise MethodError(f"refine counts k-means steps and cannot be negative, got {self.refine}")
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One stage a pruning layer. Raises `MethodError` where layers or fates do not fit the depth or each other."""
+        # Only the first stage finds its layer's map ready: later stages score tokens that skipped the layers before.
         layers = self.layers or layers_for(shape.layers)
         fates = self._fates(len(layers))
         return tuple(
@@ -107,7 +108,8 @@ def layers_for(depth: int) -> tuple[int, ...]:
     if depth == PAPER_DEPTH:
         return PAPER_LAYERS
     first, second, third = (max(3, round(layer * depth / PAPER_DEPTH)) for layer in PAPER_LAYERS)
-    second = max(second, first + 2)  # the first acts after its layer, the second before: one layer in between
+    # The first stage acts after its layer and the second before: first + 1 would leave no layer in between.
+    second = max(second, first + 2)
     chosen = (first, second, max(third, second + 1))
     if chosen[-1] > depth:
         raise MethodError(f"a model of {depth} layers is too shallow for SwiftVLM's three stages; give layers=...")

@@ -1,0 +1,166 @@
+"""The engine against the slow reference: kept tokens, anchors and groups equal, logits to 1e-5, prefill and 8 steps.
+
+The reference shares no code with the engine: one row at a time, full-size masks, loops over tokens and groups.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import swiftvlm
+from swiftvlm.methods.fastv import FastV
+from tests.reference.slow_methods import SlowResult, embed_row, slow_fastv, slow_swiftvlm
+from tests.support import IMAGE, LAYERS, Row, batch_of, features_of, make_row, tiny
+
+STEPS, TIE, CLOSE = 8, 1e-6, 1e-5
+EXAMPLES = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One drawn situation: a model, a batch of prompts, and how it is padded."""
+
+    family: str
+    kv_heads: int
+    attn: str
+    rows: tuple[tuple[int, int, int], ...]  # (seed, images, text)
+    side: str
+
+
+CASES = st.builds(
+    Case,
+    family=st.sampled_from(["llava", "llava_next"]),
+    kv_heads=st.sampled_from([4, 2]),
+    attn=st.sampled_from(["sdpa", "eager"]),
+    rows=st.lists(
+        st.tuples(st.integers(0, 10_000), st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=3, unique=True
+    ).map(tuple),
+    side=st.sampled_from(["left", "right"]),
+)
+DEPTHS = st.lists(st.integers(1, LAYERS - 1), min_size=1, max_size=3, unique=True).map(sorted)
+
+
+@st.composite
+def swift_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """Legal fields of SwiftVLM: depths, counts and every switch."""
+    depths = draw(DEPTHS)  # layers already run; the paper's numbers are one more from the second stage on
+    counts: list[int] = []
+    for _ in depths:
+        counts += [draw(st.integers(1, 24)), draw(st.integers(1, 8))]
+    return {
+        "layers": tuple(depth if i == 0 else depth + 1 for i, depth in enumerate(depths)),
+        "counts": tuple(counts[:-1]),
+        "rest": draw(st.sampled_from(["bypass", "bypass", "merge", "drop"])),
+        "anchors": draw(st.sampled_from(["strided", "strided", "top"])),
+        "refine": draw(st.sampled_from([0, 0, 1, 2])),
+        "merged_position": draw(st.sampled_from(["anchor", "mean"])),
+        "positions": draw(st.sampled_from(["original", "original", "renumbered"])),
+        "softmax_over": draw(st.sampled_from(["all", "visual"])),
+        "rope": draw(st.sampled_from([True, True, False])),
+    }
+
+
+def decode(model: torch.nn.Module, batch: dict[str, Tensor], answer: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Prefill logits, and the logits of each of the answer's tokens fed one at a time to the cache."""
+    out = model(**batch)
+    steps, mask = [], batch["attention_mask"]
+    for token in answer.T:
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        step = model(input_ids=token[:, None], attention_mask=mask, past_key_values=out.past_key_values)
+        steps.append(step.logits[:, -1])
+    return out.logits, steps
+
+
+def tied(slow: SlowResult, kept: list[int], stage: int) -> bool:
+    """Whether the reference's scores at this stage are too close at the cut to name a winner."""
+    scores = slow.scores[stage]
+    inside = [scores[slot] for slot in kept]
+    outside = [score for slot, score in scores.items() if slot not in set(kept)]
+    return bool(inside and outside) and min(inside) - max(outside) < TIE
+
+
+def check(case: Case, method: swiftvlm.methods.base.Method, slow: Any) -> None:
+    """Run the batch through the engine and every row through `slow`, and compare all there is."""
+    model = tiny(case.family, case.kv_heads, case.attn)
+    rows = [make_row(model, seed, images=images, text=text) for seed, images, text in case.rows]
+    batch = batch_of(model, rows, side=case.side)
+    steps = STEPS if case.side == "left" else 0  # generation pads on the left
+    answer = torch.randint(2, IMAGE, (len(rows), steps), generator=torch.Generator().manual_seed(case.rows[0][0]))
+    with swiftvlm.prune(model, method) as trace:
+        prefill, later = decode(model, batch, answer)
+    length = batch["input_ids"].shape[1]
+    assert len(trace.kept) == (
+        len(method.stages(swiftvlm.ModelShape.of(model))) if any(row.pixels for row in rows) else 0
+    )
+    for index, row in enumerate(rows):
+        reference = slow(model, *reference_inputs(model, row, answer[index]))
+        offset = length - len(row.ids) if case.side == "left" else 0
+        for stage in range(len(trace.kept)):
+            if tied(reference, reference.kept[stage], stage):
+                event("tie at the cut")
+                return
+            assert (trace.kept[stage][index] - offset).tolist() == reference.kept[stage]
+            assert (trace.anchors[stage][index] - offset).tolist() == reference.anchors[stage]
+            assert groups(trace, stage, index, offset) == reference.groups[stage]
+        compare_logits(prefill[index], [step[index] for step in later], reference, row, case.side)
+
+
+def groups(trace: Any, stage: int, row: int, offset: int) -> dict[int, int]:
+    """Slot -> group of every grouped token, as the reference writes it."""
+    slots, numbers = trace.candidates[stage][row] - offset, trace.groups[stage][row]
+    return {int(slot): int(number) for slot, number in zip(slots, numbers, strict=True) if number >= 0}
+
+
+def reference_inputs(model: torch.nn.Module, row: Row, answer: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Embeddings of the prompt and the answer behind it, the visual mask, and the prompt's length."""
+    prompt = embed_row(model, torch.tensor(row.ids), **features_of(model, row))
+    embeds = torch.cat([prompt, model.model.language_model.embed_tokens(answer)])
+    return embeds, torch.tensor(row.ids + answer.tolist()) == IMAGE, len(row.ids)
+
+
+def compare_logits(prefill: Tensor, later: list[Tensor], slow: SlowResult, row: Row, side: str) -> None:
+    """The last prompt token's logits (where padding on the right ends, the last survivor's) and every step's."""
+    end = len(row.ids) - 1
+    if side == "left":
+        torch.testing.assert_close(prefill[-1], slow.logits[end], atol=CLOSE, rtol=0)
+    else:  # the row's own padding stays behind it, so the last prompt token is one of the rows
+        assert (prefill - slow.logits[end]).abs().amax(-1).min() < CLOSE
+    for step, logits in enumerate(later):
+        torch.testing.assert_close(logits, slow.logits[end + 1 + step], atol=CLOSE, rtol=0)
+
+
+@given(case=CASES, after=st.integers(1, LAYERS - 1), keep=st.integers(1, 40))
+@EXAMPLES
+def test_fastv_equals_the_slow_reference(case: Case, after: int, keep: int) -> None:
+    """FastV: kept tokens and logits, any depth and count, batches padded on either side."""
+    check(case, FastV(after=after, counts=(keep,)), lambda *inputs: slow_fastv(*inputs, after=after, keep=keep))
+
+
+@given(case=CASES, fields=swift_fields())
+@EXAMPLES
+def test_swiftvlm_equals_the_slow_reference(case: Case, fields: dict[str, Any]) -> None:
+    """SwiftVLM and every switch of its Table 3: kept, anchors, groups and logits."""
+    slow_fields = dict(fields)
+    mode = slow_fields.pop("rest")
+    check(case, swiftvlm.SwiftVLM(**fields), lambda *inputs: slow_swiftvlm(*inputs, mode=mode, **slow_fields))
+
+
+@given(case=CASES, fields=swift_fields(), fates=st.tuples(st.booleans(), st.booleans()))
+@EXAMPLES
+def test_mixed_fates_equal_the_slow_reference(case: Case, fields: dict[str, Any], fates: tuple[bool, bool]) -> None:
+    """A bypass at some stages and a drop at others (ambiguity B)."""
+    stages = len(fields["layers"])
+    bypass = (*fates[: stages - 1], True)
+    rest = tuple("bypass" if stays else "drop" for stays in bypass[:-1])
+    slow_fields = {name: value for name, value in fields.items() if name != "rest"}
+    method = swiftvlm.SwiftVLM(**{**fields, "rest": rest})
+    check(case, method, lambda *inputs: slow_swiftvlm(*inputs, bypass=bypass, **slow_fields))

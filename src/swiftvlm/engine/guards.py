@@ -14,12 +14,14 @@ def check_request(request: Mapping[str, Any]) -> None:
     labels = request.get("labels")
     if labels is not None:
         raise UnsupportedError(
-            f"labels of shape {tuple(labels.shape)} cannot be matched with pruned logits (they are as long as the last layer's sequence); compute the "
-            "loss on logits of the answer's tokens, or outside prune()"
+            f"labels of shape {tuple(labels.shape)} cannot be matched with pruned logits, as long as the last layer's "
+            "sequence; compute the loss on logits of the answer's tokens, or outside prune()"
         )
-    if request.get("output_router_logits"):
+    routers = request.get("output_router_logits")
+    if routers:
         raise UnsupportedError(
-            "output_router_logits is not supported: routers of different layers see different tokens"
+            f"output_router_logits={routers!r} is not supported, because routers of different layers see different "
+            "tokens; leave it out"
         )
     # generate asks for 1; assisted decoding for 1 + its guesses, which is all that tells the two apart here.
     keep = request.get("logits_to_keep")

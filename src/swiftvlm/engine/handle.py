@@ -233,6 +233,7 @@ class LayerHook:
         self.handle, self.index = handle, index
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
+        """Seam (c)."""
         return self.handle.on_layer(self.index, args, kwargs)
 
 

@@ -22,6 +22,10 @@ class Preset:
     visual: int = 576
     layers: int = 32
 
+    def fits(self, shape: ModelShape, slots: Sequence[Slot]) -> bool:
+        """Whether these stages are the published ones."""
+        return self.layers == shape.layers and self.after == tuple(slot.after for slot in slots)
+
     def fraction(self) -> float:
         """The setting's layer average as a fraction of its visual tokens."""
         cuts = tuple(Cut(after, *counts) for after, counts in zip(self.after, self.cuts, strict=True))
@@ -63,19 +67,16 @@ class Method(ABC):
     ) -> tuple[Cut, ...]:
         if self.counts is not None:
             return scale(self.split(self.counts, len(slots)), slots, visual, visual)
-        if budget is None and preset is None:
-            preset = next(iter(self.presets), None)
-        if preset is not None:
-            table = self.presets[preset]
-            # At other depths a table would mean another average, so its average is what is kept.
-            if table.layers == shape.layers and table.after == tuple(slot.after for slot in slots):
+        name = next(iter(self.presets), None) if budget is None and preset is None else preset
+        if name is not None:
+            table = self.presets[name]
+            if table.fits(shape, slots):
                 return scale(table.cuts, slots, table.visual, visual)
+            # At other depths a table would mean another average, so its average is what is kept.
             budget = table.fraction()
-        if budget is None:
-            if slots:
-                raise BudgetError(f"{self.name} has no presets: give it a budget, or counts")
-            return ()
-        average = target_average(budget, visual)
+        if budget is None and slots:
+            raise BudgetError(f"{self.name} has no presets: give it a budget, or counts")
+        average = None if budget is None else target_average(budget, visual)
         return () if average is None else solve(slots, shape.layers, visual, average)
 
     def split(self, counts: tuple[int, ...], stages: int) -> list[tuple[int, int]]:

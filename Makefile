@@ -31,7 +31,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 $(OLDEST)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OLDEST)
-	grep -v '^transformers==' constraints.txt > $(OLDEST)/constraints.txt
+	grep '^torch==' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt torch
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e ".[dev]" transformers==5.16.1
 	touch $@

@@ -38,12 +38,14 @@ class Merge:
 
     `anchors`: "strided" spreads the group centres evenly over the unselected tokens, "top" takes the best scored of
     them; `refine`: further k-means steps; `position`: the merged token turns with its anchor's position, or with the
-    mean of its members'. A merged token sits in its anchor's slot and competes again at the next stage.
+    mean of its members'; `place`: it sits in its anchor's slot, or all merged tokens sit "behind" the kept ones, in
+    the last of the slots that stay visual (SparseVLM). It competes again at the next stage.
     """
 
     anchors: Literal["strided", "top"] = "strided"
     refine: int = 0
     position: Literal["anchor", "mean"] = "anchor"
+    place: Literal["anchor", "behind"] = "anchor"
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,14 @@ class Layout(Beside):
 
 @dataclass(frozen=True)
 class Next(Beside):
-    """How a layout shrinks: `index` into the old sequence for each new place (-1 = filler), `where` the way back."""
+    """How a layout shrinks. For each new place: `index`, whose slot it is, and `source`, whose content it holds, both
+
+    into the old sequence (-1 = filler); they differ where merged tokens move behind the kept ones. `where`: the place
+    that holds each old token's content, -1 = none.
+    """
 
     index: Int[Tensor, "batch kept"]
+    source: Int[Tensor, "batch kept"]
     where: Int[Tensor, "batch tokens"]
 
 
@@ -66,21 +71,34 @@ def whole(
     return Layout(slot, position.expand(attended.shape).float(), attended, candidates, query, padding)
 
 
-def shrink(layout: Layout, survivors: Bool[Tensor, "batch tokens"], length: int) -> Next:
+def shrink(
+    layout: Layout, survivors: Bool[Tensor, "batch tokens"], length: int, behind: Bool[Tensor, "batch tokens"] | None
+) -> Next:
     """Keep each row's survivors in order, padded to `length` with the row's own padding, then with fillers.
 
-    Reusing padding keeps a cut that drops nothing the identity, and a right-padded row right-padded.
+    Reusing padding keeps a cut that drops nothing the identity, and a right-padded row right-padded. `behind`: the
+    candidates whose contents move behind all other surviving candidates.
     """
     # Survivors are worth 2, the row's own padding 1, and a dropped token 0: taken as a filler, it must be hidden.
     padding = ~layout.present & (layout.slot >= 0)
     worth = survivors.to(torch.int8) * 2 + padding.to(torch.int8)
     order = worth.sort(dim=1, descending=True, stable=True).indices[:, :length]
     index = order.masked_fill(worth.gather(1, order) == 0, -1).sort(dim=1).values
+    source = index if behind is None else _moved_behind(layout, index, behind)
     rows, old = layout.slot.shape
     # One column too many, so that fillers have somewhere to write to.
     where = torch.full((rows, old + 1), -1, device=index.device)
-    where.scatter_(1, index.masked_fill(index < 0, old), torch.arange(length, device=index.device).expand(rows, -1))
-    return Next(index, where[:, :old])
+    where.scatter_(1, source.masked_fill(source < 0, old), torch.arange(length, device=index.device).expand(rows, -1))
+    return Next(index, source, where[:, :old])
+
+
+def _moved_behind(layout: Layout, index: Tensor, behind: Tensor) -> Tensor:
+    """Permute contents among the visual places of each row: those marked last, otherwise in order."""
+    visual = tokens.rows(layout.candidates, index) & (index >= 0)
+    rank = torch.where(visual, tokens.rows(behind, index).long(), 2)
+    order = rank.sort(dim=1, stable=True).indices
+    places = (~visual).to(torch.int8).sort(dim=1, stable=True).indices
+    return torch.empty_like(index).scatter_(1, places, index.gather(1, order))
 
 
 def cut(layout: Layout, step: Next, real: tuple[int, ...], renumber: bool) -> Layout:
@@ -94,7 +112,7 @@ def cut(layout: Layout, step: Next, real: tuple[int, ...], renumber: bool) -> La
     filler = step.index < 0
     slot = tokens.rows(layout.slot, step.index).masked_fill(filler, -1)
     present = tokens.rows(layout.present, step.index) & ~filler
-    position = tokens.rows(layout.position, step.index)
+    position = tokens.rows(layout.position, step.source)
     if renumber:
         # From the row's own first position: behind padding, RoPE angles stay what the model was given.
         first = layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)

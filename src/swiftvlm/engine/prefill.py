@@ -212,7 +212,9 @@ class Prefill:
         layout, renumber = self._turned(stage, choice), stage.positions == "renumbered"
         counts = zip(self.prompt.text, self._counts(number, "kept"), self._counts(number, "merged"), strict=True)
         real = tuple(text + kept + merged for text, kept, merged in counts)
-        step = shrink(layout, layout.present & (~layout.candidates | choice.kept | choice.anchors), max(real))
+        survivors = layout.present & (~layout.candidates | choice.kept | choice.anchors)
+        moved = isinstance(stage.rest, Merge) and stage.rest.place == "behind"
+        step = shrink(layout, survivors, max(real), choice.anchors if moved else None)
         self.layout = cut(layout, step, real, renumber)
         self.segments.append(Segment.of(stage.after, self.start, self.layout, flat, renumber))
         self.aside = Aside(hidden, choice, step) if isinstance(stage.rest, Bypass) else None
@@ -220,7 +222,7 @@ class Prefill:
         if choice.means.shape[1]:
             own_mean = tokens.unmerge(choice.means, choice.groups).to(hidden.dtype)
             hidden = torch.where(choice.anchors[..., None], own_mean, hidden)
-        return tokens.rows(hidden, step.index)
+        return tokens.rows(hidden, step.source)
 
     def _turned(self, stage: Stage, choice: Choice) -> Layout:
         """The layout with each anchor at the mean position of its group, where the stage says so."""

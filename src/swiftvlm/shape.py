@@ -78,3 +78,4 @@ class ModelShape:
 
 LLAVA_1_5_7B = ModelShape()
 LLAVA_1_5_13B = ModelShape(layers=40, hidden=5120, intermediate=13824, heads=40, kv_heads=40)
+SHAPES = {"llava-1.5-7b": LLAVA_1_5_7B, "llava-1.5-13b": LLAVA_1_5_13B}

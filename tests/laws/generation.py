@@ -1,7 +1,7 @@
-"""What the tests of laws 8 to 11 share: methods and batches to run, and a replay of recorded choices, row by row."""
+"""What the tests of laws 8 to 11 share: methods, batches, replays of single rows, snapshots."""
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,8 @@ from torch import Tensor, nn
 import swiftvlm
 from swiftvlm.methods.base import Method
 from swiftvlm.methods.fastv import FastV
-from swiftvlm.plans import Cut, Plan
-from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Stage
-from swiftvlm.trace import Run
+from swiftvlm.trace import Run, Stages
+from tests.laws.replay import Replay
 from tests.support import IMAGE, Row, batch_of, make_row
 
 COUNTS = (6, 3, 5, 2, 4)
@@ -24,45 +22,15 @@ METHODS: dict[str, Method] = {
 }
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A score of 1 for given slots: a stage that keeps as many as there are keeps exactly these."""
+def replay_of(model: nn.Module, method: Method, run: Run, index: int, offset: int) -> Replay:
+    """The choices of one row of a batch, for that row on its own; `offset`: padding tokens that stood on its left."""
 
-    slots: tuple[int, ...]
-    probe: None = None
+    def own(stages: Stages) -> Stages:
+        return tuple((stage[index] - offset,) for stage in stages)
 
-    def rate(self, view: Any) -> Tensor:
-        """1 or 0 for every token of the view."""
-        return torch.isin(view.slot, torch.tensor(self.slots)).float()
-
-
-@dataclass(frozen=True)
-class Again(Method):
-    """`method` with the tokens that one row of a run kept; groups follow from what is kept ("strided" anchors)."""
-
-    name: ClassVar[str] = "again"
-
-    method: Method
-    kept: tuple[tuple[int, ...], ...]
-    merged: tuple[int, ...]
-
-    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
-        """The method's own stages with the choice already made."""
-        own = self.method.stages(shape)
-        return tuple(replace(stage, score=Chosen(slots)) for stage, slots in zip(own, self.kept, strict=True))
-
-    def plan(self, shape: ModelShape, visual: int, text: Any, budget: Any = None, preset: str | None = None) -> Plan:
-        """The recorded counts."""
-        depths = [stage.after for stage in self.stages(shape)]
-        counts = zip(depths, self.kept, self.merged, strict=True)
-        cuts = tuple(Cut(after, len(kept), merged) for after, kept, merged in counts)
-        return Plan(shape.layers, visual, text, cuts if visual else ())
-
-
-def replay_of(method: Method, run: Run, index: int, offset: int) -> Again:
-    """The choices of one row of a batch; `offset`: how many padding tokens stood on its left."""
-    kept = tuple(tuple((stage[index] - offset).tolist()) for stage in run.kept)
-    return Again(method, kept, tuple(len(stage[index]) for stage in run.anchors))
+    choices = {name: own(getattr(run, name)) for name in ("kept", "anchors", "candidates")}
+    row = replace(run, visual=run.visual[index : index + 1], **choices)
+    return Replay(row, method.stages(swiftvlm.ModelShape.of(model)))
 
 
 def recomputed(model: nn.Module, method: Method, row: Row, answer: Tensor) -> Tensor:

@@ -40,7 +40,14 @@ class Family:
         if not isinstance(decoder, PreTrainedModel) or "layers" not in dict(decoder.named_children()):
             raise FamilyError(
                 f"{type(model).__name__} has no language model with visual tokens inside (`.language_model.layers`): "
-                "there is nothing to prune. Cross-attention VLMs such as Llama 3.2 Vision are not supported"
+                "there is nothing to prune"
+            )
+        # Cross-attention layers never see visual tokens in their sequence, and linear ones have no map to score with.
+        odd = [i for i, layer in enumerate(self.layers(decoder), 1) if "self_attn" not in dict(layer.named_children())]
+        if odd:
+            raise FamilyError(
+                f"{type(model).__name__}'s language model has layers without self-attention ({odd}). Cross-attention "
+                "VLMs such as Llama 3.2 Vision are not supported, nor are linear-attention hybrids"
             )
         return decoder
 
@@ -67,6 +74,10 @@ class Family:
 
         `counts`: visual tokens a row. -1 in tile, row and column: a token without a place, such as a newline.
         """
+        return None
+
+    def tile_grid(self, model: PreTrainedModel, request: Mapping[str, Any], image: int) -> tuple[int, int] | None:
+        """(rows, columns) of an image's tiles beside its thumbnail; None for a family with one view an image."""
         return None
 
     def queries(

@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+)
 
 from swiftvlm.families.base import Family, grid_cells, share_out
 
@@ -21,6 +24,14 @@ class LlavaNext(Family):
 
     name: str = "llava_next"
     model_types: tuple[str, ...] = ("llava_next",)
+
+    def tile_grid(self, model: PreTrainedModel, request: Mapping[str, Any], image: int) -> tuple[int, int] | None:
+        """The best anyres resolution for the image, in tiles."""
+        config: Any = model.config
+        size = [int(edge) for edge in request["image_sizes"][image]]
+        grid: Any = get_anyres_image_grid_shape  # transformers leaves it untyped
+        rows, columns = grid(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        return int(rows), int(columns)
 
     def cells(
         self, model: PreTrainedModel, request: Mapping[str, Any], counts: Sequence[int]

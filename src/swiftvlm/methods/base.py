@@ -36,6 +36,7 @@ class Method(ABC):
     """A pruning method: stages as data, and presets. The engine runs any of them; `plan` counts for all of them."""
 
     name: ClassVar[str]
+    summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Preset]] = {}
     counts: tuple[int, ...] | None = None

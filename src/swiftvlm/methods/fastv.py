@@ -25,6 +25,7 @@ class FastV(Method):
     """
 
     name: ClassVar[str] = "fastv"
+    summary: ClassVar[str] = "one early cut by the last token's attention"
     paper: ClassVar[str] = "arXiv:2403.06764"
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
@@ -45,6 +46,7 @@ class RandomTokens(FastV):
     """FastV's plan with random tokens: the floor any score must beat. Seeded per prompt, not per batch."""
 
     name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "FastV's plan, random tokens"
     paper: ClassVar[str] = ""
 
     seed: int = 0
@@ -59,6 +61,7 @@ class UniformTokens(FastV):
     """FastV's plan with evenly spaced tokens in raster order: coverage without looking."""
 
     name: ClassVar[str] = "uniform"
+    summary: ClassVar[str] = "FastV's plan, evenly spaced tokens"
     paper: ClassVar[str] = ""
 
     def score(self) -> Score:

@@ -38,6 +38,7 @@ class SwiftVLM(Method):
     """
 
     name: ClassVar[str] = "swiftvlm"
+    summary: ClassVar[str] = "a few chosen layers; the rest bypasses"
     paper: ClassVar[str] = "arXiv:2602.03134"
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset(AFTER, ((246, 62), (132, 33), (88, 0))),

@@ -13,6 +13,7 @@ class Vanilla(Method):
     """No pruning. It has a trace like any method, and refuses a budget that it would have to exceed."""
 
     name: ClassVar[str] = "vanilla"
+    summary: ClassVar[str] = "the model as it is"
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """None."""

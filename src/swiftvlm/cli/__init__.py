@@ -1,0 +1,1 @@
+"""The command line: `swiftvlm run | plan | methods | families`. Thin: parse, call, print."""

@@ -1,0 +1,75 @@
+"""The program `swiftvlm`: its commands, and what becomes of an error: exit code 1 (failed), 2 (bad input)."""
+
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from swiftvlm.cli.lists import families, methods
+from swiftvlm.cli.plan import plan
+from swiftvlm.cli.run import run
+from swiftvlm.errors import SwiftVLMError
+
+BAD, FAILED, INTERRUPTED = 2, 1, 130
+# typer brings a click of its own or takes the installed one, depending on its version; this is the class either way.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def build() -> typer.Typer:
+    """The application with all its commands."""
+    app = typer.Typer(
+        name="swiftvlm",
+        help="Prune the visual tokens of vision-language models, training-free.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for command in (run, plan, methods, families):
+        app.command()(command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments (the process' own by default) and return its exit code.
+
+    A user's mistake is one line on stderr and 2; Ctrl-C is 130; anything unforeseen is one line and 1.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            # Without any arguments the help is the answer, but nothing was done.
+            build()(args=given or ["--help"], standalone_mode=False)
+        return 0 if given else BAD
+    except UsageError as error:
+        return _say(error.format_message(), BAD)
+    except SwiftVLMError as error:
+        return _say(str(error), BAD)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except typer.Exit as leaving:
+        return int(leaving.exit_code)
+    except Exception as error:
+        return _say(f"failed: {type(error).__name__}: {error}", FAILED)
+
+
+def entry() -> None:
+    """The console script. A closed pipe (`| head`) ends it quietly."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(main())
+
+
+def _note(message: Warning | str, *where: Any, **rest: Any) -> None:
+    """Our own warnings as one line; other libraries' are their developers' business."""
+    if where and where[0] is UserWarning and "swiftvlm" in str(where[1]):
+        _say(f"note: {message}", 0)
+
+
+def _say(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    typer.echo(f"swiftvlm: {line}", err=True)
+    return code

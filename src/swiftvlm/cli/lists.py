@@ -1,0 +1,62 @@
+"""`swiftvlm methods` and `swiftvlm families`: the two registries as tables."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from swiftvlm.cli.parse import print_json
+from swiftvlm.families import FAMILIES
+from swiftvlm.methods import METHODS
+from swiftvlm.shape import LLAVA_1_5_7B
+
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
+
+
+def methods(json: Json = False) -> None:
+    """All methods: what each does, its source, where it acts on 32 layers, its presets.
+
+    Example: swiftvlm methods --json
+    """
+    rows = [_method(name) for name in METHODS]
+    if json:
+        print_json(rows)
+        return
+    table = Table("method", "what it does", "source", "after layers", "presets")
+    table.columns[2].no_wrap = True
+    table.columns[4].overflow = "fold"
+    for row in rows:
+        acts = ", ".join(map(str, row["acts_after"])) or "-"
+        table.add_row(row["name"], row["summary"], row["paper"] or "-", acts, ", ".join(row["presets"]) or "-")
+    Console(highlight=False).print(table)
+
+
+def _method(name: str) -> dict[str, Any]:
+    kind = METHODS[name]
+    stages = kind().stages(LLAVA_1_5_7B)
+    return {
+        "name": name,
+        "summary": kind.summary,
+        "paper": kind.paper,
+        "acts_after": [stage.after for stage in stages],
+        "presets": list(kind.presets),
+    }
+
+
+def families(json: Json = False) -> None:
+    """All model families, the model types each serves, and the first layer after which it can be cut.
+
+    Example: swiftvlm families
+    """
+    rows = [
+        {"name": family.name, "model_types": list(family.model_types), "first_stage": family.first_stage}
+        for family in FAMILIES.values()
+    ]
+    if json:
+        print_json(rows)
+        return
+    table = Table("family", "model types", "can be cut after layer")
+    for row in rows:
+        table.add_row(str(row["name"]), ", ".join(row["model_types"]), str(row["first_stage"]))  # type: ignore[arg-type]
+    Console(highlight=False).print(table)

@@ -1,0 +1,174 @@
+"""`swiftvlm run`: one question about one or more images, pruned, and beside it unpruned."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import torch
+import typer
+from PIL import Image
+from transformers import PreTrainedModel, TextStreamer
+
+import swiftvlm
+from swiftvlm.bench import Timing, time_pairs
+from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
+from swiftvlm.cli.report import facts_of, progress, show, write_picture
+from swiftvlm.cli.saving import Writer, check_folder, save_all
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.inputs.images import open_image, pad_to_square
+from swiftvlm.inputs.prompts import System, build_prompt, check_question
+from swiftvlm.trace import Trace
+
+PAIRS, TIMED_TOKENS = 5, 8
+
+
+@dataclass
+class Session:
+    """A loaded model with one prompt in front of it, and what became of it."""
+
+    model: PreTrainedModel
+    processor: Any
+    images: list[Image.Image]
+    inputs: dict[str, Any]
+    trace: Trace = field(default_factory=Trace)
+    answer: str = ""
+    vanilla_answer: str | None = None
+    timing: tuple[Timing, Timing] | None = None
+
+
+def run(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Images ('-': stdin), a question.")
+    ],
+    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id.")],
+    method: Annotated[str, typer.Option(help=f"One of: {known_methods()}.")] = "swiftvlm",
+    budget: Annotated[str | None, typer.Option(help="Average visual tokens (192) or a fraction (0.33).")] = None,
+    preset: Annotated[str | None, typer.Option(help="A published setting by name, such as 192.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also answer unpruned, and time both.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    system: Annotated[
+        str, typer.Option(help="'template' (the processor's) or 'vicuna' (LLaVA-1.5's own).")
+    ] = "template",
+    pad: Annotated[bool, typer.Option("--pad-to-square", help="Pad as LLaVA-1.5 was trained, do not crop.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
+    save: Annotated[Path | None, typer.Option(help="Folder for picture.png, trace.json and answer.txt.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random method.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")] = False,
+) -> None:
+    """Ask a question about images with visual tokens pruned.
+
+    Example: swiftvlm run photo.jpg "What is on the sign?" --model llava-hf/llava-1.5-7b-hf --budget 192 --compare
+    """
+    # Everything that can be wrong without the model is found before minutes are spent on loading it.
+    paths, question = _split(arguments)
+    chosen, allowed = read_method(method, seed), read_budget(budget)
+    style = _system(system)
+    check_question(question)
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise SwiftVLMError(f"--dtype is auto, float32, bfloat16 or float16, got {dtype!r}")
+    if save is not None:
+        check_folder(save)
+    images = [open_image(path) for path in paths]
+    with progress(f"loading {model}"):
+        loaded, processor = load_checkpoint(model, dtype, device)
+    session = _prepare(loaded, processor, images, question, style, pad)
+    handle = swiftvlm.prune(loaded, chosen, budget=allowed, preset=preset)
+    _answer(session, handle, compare, max_new_tokens, quiet=json)
+    facts = facts_of(session.trace.last, session.answer, session.vanilla_answer, session.timing)
+    if save is not None:
+        save_all(save, _files(session))
+    if json:
+        print_json(facts)
+    else:
+        show(facts, save)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], str]:
+    *paths, question = arguments
+    if not paths:
+        raise SwiftVLMError(f"give at least one image and a question, got only {question!r}")
+    if paths.count("-") > 1:
+        raise SwiftVLMError(f"standard input holds one image, but '-' was given {paths.count('-')} times")
+    return paths, question
+
+
+def _system(name: str) -> System:
+    if name in get_args(System):
+        return cast(System, name)
+    raise SwiftVLMError(f"--system is 'template' or 'vicuna', got {name!r}")
+
+
+def _prepare(
+    model: PreTrainedModel, processor: Any, images: list[Image.Image], question: str, system: System, pad: bool
+) -> Session:
+    if pad:
+        mean = processor.image_processor.image_mean
+        red, green, blue = (round(255 * share) for share in mean)
+        images = [pad_to_square(image, (red, green, blue)) for image in images]
+    prompt = build_prompt(processor, question, len(images), system)
+    inputs = processor(images=images, text=prompt, return_tensors="pt").to(model.device, model.dtype)
+    return Session(model, processor, images, dict(inputs))
+
+
+def _answer(session: Session, handle: Any, compare: bool, most: int, quiet: bool) -> None:
+    if compare and not quiet:
+        typer.echo("pruned:   ", nl=False)
+    with handle as trace:
+        session.answer = _generate(session, most, quiet)
+        session.trace = Trace(trace.runs)
+    if not compare:
+        return
+    if not quiet:
+        typer.echo("unpruned: ", nl=False)
+    session.vanilla_answer = _generate(session, most, quiet)
+    with progress("timing", PAIRS) as advance:
+        session.timing = time_pairs(
+            session.model,
+            session.inputs,
+            lambda: handle,
+            pairs=PAIRS,
+            new_tokens=min(most, TIMED_TOKENS),
+            progress=advance,
+        )
+
+
+def _generate(session: Session, most: int, quiet: bool) -> str:
+    tokenizer = session.processor.tokenizer
+    # The answer appears as it is made; JSON must stay alone on stdout.
+    streamer = None if quiet else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model: Any = session.model
+    with torch.no_grad():
+        output = model.generate(**session.inputs, max_new_tokens=most, do_sample=False, streamer=streamer)
+    new = output[0, session.inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
+def _files(session: Session) -> dict[str, Writer]:
+    answers = (
+        session.answer
+        if session.vanilla_answer is None
+        else f"{session.answer}\n\n[unpruned]\n{session.vanilla_answer}"
+    )
+    run_ = session.trace.last
+
+    def picture(index: int) -> Writer:
+        image = session.images[index]
+        return lambda path: write_picture(
+            path, session.model, session.processor, image, session.inputs, index, run_, session.answer
+        )
+
+    many = len(session.images) > 1
+    return {
+        **{f"picture-{i + 1}.png" if many else "picture.png": picture(i) for i in range(len(session.images))},
+        "trace.json": _text(session.trace.to_json()),
+        "answer.txt": _text(answers + "\n"),
+    }
+
+
+def _text(content: str) -> Writer:
+    def write(path: Path) -> None:
+        path.write_text(content)
+
+    return write

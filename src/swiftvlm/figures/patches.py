@@ -1,0 +1,280 @@
+"""One run on its own picture: where each patch lies (`layout_of`), and the drawing of its fates.
+
+The engine reports slots of the prompt, a family reports cells of the picture; both list a row's visual tokens in the
+same order, which is all that ties them together here.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from PIL.Image import Image
+from torch import Tensor
+
+from swiftvlm.errors import TraceError
+from swiftvlm.figures.fates import Fate, Kind, Story, anchors_of, fates
+from swiftvlm.trace import Run
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; blue is left to what is kept. With many groups
+# they repeat: kinds are told apart by brightness, frames and hatching, never by hue alone.
+GROUPS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+KEPT, GONE, WAITING = "#0072B2", "#20242C", "#8C929C"
+TINT, DIM = 0.6, 0.86  # how much of a patch its group's colour, or the dark, covers
+PANEL = 3.3  # inches
+MEANING: Mapping[Kind, str] = {
+    "kept": "kept",
+    "bypassed": "bypassed: waits, comes back",
+    "absorbed": "absorbed by a merged token, no return",
+    "dropped": "dropped for good",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One grid of patches to draw. `place`: (row, column) of each token, -1 where it lies in another panel or nowhere.
+
+    `fitted`: the picture keeps its proportions inside the grid, centred, as anyres tiles do; else it fills the grid.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    place: Int[Tensor, "visual 2"]
+    fitted: bool = False
+
+    def holds(self) -> Bool[Tensor, " visual"]:
+        """Which tokens lie in this panel."""
+        return self.place[:, 0] >= 0
+
+    def frame(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of a picture of this size in pixels, in patches from the grid's upper left."""
+        if not self.fitted:
+            return 0.0, 0.0, float(self.columns), float(self.rows)
+        scale = min(self.columns / width, self.rows / height)
+        left, top = (self.columns - width * scale) / 2, (self.rows - height * scale) / 2
+        return left, top, self.columns - left, self.rows - top
+
+
+def layout_of(cells: Int[Tensor, "visual 4"], tile_grid: tuple[int, int] | None = None) -> tuple[Panel, ...]:
+    """The panels of one image: its only grid, or the thumbnail and the anyres tiles stitched together.
+
+    `cells`: (image, tile, row, column) of one image's tokens, as in `Run.cells`. `tile_grid`: (rows, columns) of tiles;
+    None reads them from the order of the tokens, which runs through the stitched picture row by row. Raises
+    `TraceError` where that order does not tell, or where `tile_grid` has no room for the tiles.
+    """
+    tile, within = cells[:, 1], cells[:, 2:]
+    if not bool((tile == 0).any()):
+        raise TraceError(f"none of the {len(cells)} cells lies in tile 0, so the grid's size is unknown")
+    # Every tile is as large as tile 0; the others may have lost rows or columns to unpadding.
+    high, wide = (within[tile == 0].amax(0) + 1).tolist()
+    first = Panel("picture", high, wide, torch.where((tile == 0)[:, None], within, -1))
+    if not bool((tile > 0).any()):
+        return (first,)
+    down, across = _tile_grid(cells[int((tile > 0).int().argmax()) :], tile_grid)
+    corner = torch.stack([(tile - 1) // across * high, (tile - 1) % across * wide], dim=1)
+    stitched = torch.where((tile > 0)[:, None], corner + within, -1)
+    thumbnail = Panel("thumbnail", high, wide, first.place)
+    return thumbnail, Panel("tiles", down * high, across * wide, stitched, fitted=True)
+
+
+def _tile_grid(tiles: Int[Tensor, "visual 4"], given: tuple[int, int] | None) -> tuple[int, int]:
+    """(rows, columns) of anyres tiles, from the cells behind the thumbnail."""
+    most = int(tiles[:, 1].max())
+    if given is not None:
+        if min(given) < 1 or given[0] * given[1] < most:
+            raise TraceError(f"tile_grid={given} (rows, columns) has no room for this image's {most} tiles")
+        return given
+    # The first row of the stitched picture ends at a newline, or where the next row of patches begins.
+    changed = (tiles[:, 2] != tiles[0, 2]).int()
+    end = int(changed.argmax()) if bool(changed.any()) else len(tiles)
+    across = int(tiles[end - 1, 1])
+    # Padding can swallow whole tiles; which ones, the tokens that are left do not say.
+    if int(tiles[0, 1]) != 1 or most % across:
+        raise TraceError(
+            f"{most} tiles whose first row of patches runs through tiles {int(tiles[0, 1])} to {across}: their grid "
+            "cannot be read from the tokens; pass tile_grid=(rows, columns)"
+        )
+    return most // across, across
+
+
+def draw_patches(
+    image: Image,
+    run: Run,
+    *,
+    row: int = 0,
+    image_index: int = 0,
+    boxes: Sequence[Sequence[float]] = (),
+    title: str = "",
+    tile_grid: tuple[int, int] | None = None,
+) -> Figure:
+    """The picture, then the picture with its patches after every stage of the run.
+
+    `image`: what the tower saw, padded or cropped as the processor did; for anyres models the original picture.
+    `boxes`: (x1, y1, x2, y2), fractions of `image`. `row`, `image_index`: which prompt, and which of its images.
+    `tile_grid` as in `layout_of`. Raises `TraceError` for a row, image, box or shape that does not fit the run.
+    """
+    _check_boxes(boxes)
+    whole = fates(run, row)
+    if not whole:
+        plain = Panel("picture", image.height, image.width, torch.zeros(0, 2, dtype=torch.long))
+        figure, grid = _figure((plain,), 1, title)
+        _picture(grid[0][0], image, plain, boxes, f"no stage ran: all {run.visual[row]} tokens\nin every layer")
+        return figure
+    slots, cells = _tokens(run, row, image_index)
+    panels = layout_of(cells, tile_grid)
+    _check_shape(image, panels)
+    stories = [{slot: story[slot] for slot in slots} for story in whole]
+    figure, grid = _figure(panels, 1 + len(stories), title)
+    for panel, line in zip(panels, grid, strict=True):
+        _picture(line[0], image, panel, boxes, f"{panel.name}:\n{int(panel.holds().sum())} visual tokens")
+    for column, (after, story) in enumerate(zip(run.after, stories, strict=True), start=1):
+        for panel, line, counts in zip(panels, grid, _captions(panels, story), strict=True):
+            _picture(line[column], image, panel, boxes, f"after layer {after}:\n{counts}")
+            _veil(line[column], panel, story)
+    figure.legend(handles=_legend(stories), loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    return figure
+
+
+def _check_boxes(boxes: Sequence[Sequence[float]]) -> None:
+    for box in boxes:
+        if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+            raise TraceError(
+                f"a box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2, in fractions of the picture; got {tuple(box)}"
+            )
+
+
+def _tokens(run: Run, row: int, image_index: int) -> tuple[list[int], Int[Tensor, "visual 4"]]:
+    """Slots and cells of one image's tokens, in order. Raises `TraceError` where the run does not place them."""
+    slots = run.candidates[0][row].tolist()
+    cells = run.cells[row] if run.cells else torch.zeros(0, 4, dtype=torch.long)
+    if len(cells) != len(slots) or not slots:
+        raise TraceError(
+            f"row {row} has {len(slots)} visual tokens and {len(cells)} cells, so their places are unknown: a "
+            "text-only row, a family without `cells`, features given by hand, or a prompt that ends in its image"
+        )
+    images = int(cells[:, 0].max()) + 1
+    if not 0 <= image_index < images:
+        raise TraceError(f"row {row} has no image {image_index}: it has images 0 to {images - 1}")
+    mine = (cells[:, 0] == image_index).nonzero()[:, 0].tolist()
+    return [slots[index] for index in mine], cells[mine]
+
+
+def _check_shape(image: Image, panels: tuple[Panel, ...]) -> None:
+    """A lone grid is the picture itself: another shape would put every patch in the wrong place."""
+    grid = panels[0]
+    if len(panels) == 1 and abs(image.width * grid.rows / (image.height * grid.columns) - 1) > 0.02:
+        raise TraceError(
+            f"the picture is {image.width} x {image.height} and its patches are {grid.columns} x {grid.rows}: pass "
+            "what the tower saw, resized, padded or cropped as the processor does"
+        )
+
+
+def _captions(panels: tuple[Panel, ...], story: Story) -> list[str]:
+    """Counts of each panel's tokens; the last panel names those without a place, too."""
+    told = [_counts(_part(story, panel.holds())) for panel in panels]
+    loose = _part(story, ~torch.stack([panel.holds() for panel in panels]).any(0))
+    return told if not loose else [*told[:-1], f"{told[-1]}\n+ newline tokens: {_counts(loose)}"]
+
+
+def _part(story: Story, where: Bool[Tensor, " visual"]) -> Story:
+    return {slot: fate for (slot, fate), here in zip(story.items(), where.tolist(), strict=True) if here}
+
+
+def _counts(story: Story) -> str:
+    """Such as "246 kept, 62 merged, 330 bypassed"; a merged token is counted beside the members it stands for."""
+    kinds, merged = Counter(fate.kind for fate in story.values()), len(anchors_of(story))
+    words = [f"{kinds['kept']} kept"] + ([f"{merged} merged"] if merged else [])
+    return ", ".join(words + [f"{kinds[kind]} {kind}" for kind in MEANING if kind != "kept" and kinds[kind]])
+
+
+def _figure(panels: tuple[Panel, ...], columns: int, title: str) -> tuple[Figure, Any]:
+    """An empty figure, a row of axes a panel; rows are as high as their panels are in proportion."""
+    heights = [min(max(panel.rows / panel.columns, 0.4), 2.5) for panel in panels]
+    size = (PANEL * columns, PANEL * sum(heights) + 0.6 * len(panels) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure, figure.subplots(len(panels), columns, squeeze=False, height_ratios=heights)
+
+
+def _picture(axes: Axes, image: Image, panel: Panel, boxes: Sequence[Sequence[float]], title: str) -> None:
+    """The picture under its grid: one unit a patch, cropped to the patches that exist."""
+    left, top, right, bottom = panel.frame(image.width, image.height)
+    axes.imshow(np.asarray(image.convert("RGB")), extent=(left, right, bottom, top), zorder=0)
+    for x1, y1, x2, y2 in boxes:
+        corner = left + x1 * (right - left), top + y1 * (bottom - top)
+        size = (x2 - x1) * (right - left), (y2 - y1) * (bottom - top)
+        # White on black shows on any picture and under any veil.
+        for width, colour in ((3.6, "black"), (1.6, "white")):
+            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width, zorder=4))
+    placed = panel.place[panel.holds()].numpy()
+    low, high = (placed.min(0), placed.max(0) + 1) if len(placed) else (np.zeros(2), (panel.rows, panel.columns))
+    axes.set(xlim=(low[1], high[1]), ylim=(high[0], low[0]), xticks=[], yticks=[], aspect="equal")
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=10, loc="left")
+
+
+def _veil(axes: Axes, panel: Panel, story: Story) -> None:
+    """Cover every patch that did not go on by itself, and frame the anchors."""
+    colours = _colours(story)
+    veil: Float[np.ndarray, "rows columns 4"] = np.zeros((panel.rows, panel.columns, 4))
+    strokes = []
+    for (down, right), (slot, fate) in zip(panel.place.tolist(), story.items(), strict=True):
+        if down < 0:
+            continue
+        veil[down, right] = _cover(fate, colours)
+        if fate.kind == "absorbed":
+            strokes.append([(right + 0.2, down + 0.8), (right + 0.8, down + 0.2)])
+        if fate.speaker == slot and fate.kind != "kept":
+            corner = right + 0.08, down + 0.08
+            axes.add_patch(Rectangle(corner, 0.84, 0.84, facecolor=colours[slot], edgecolor=GONE, lw=0.8, zorder=3))
+    extent = (0, panel.columns, panel.rows, 0)
+    axes.imshow(veil, extent=extent, interpolation="nearest", zorder=1)
+    axes.add_collection(LineCollection(strokes, colors=GONE, linewidths=0.8, zorder=2), autolim=False)
+
+
+def _colours(story: Story) -> dict[int, str]:
+    """Speaker -> colour of its group, in turn, so that anchors next to each other differ."""
+    speakers = sorted({fate.speaker for fate in story.values() if fate.kind != "kept" and fate.speaker is not None})
+    return {speaker: GROUPS[rank % len(GROUPS)] for rank, speaker in enumerate(speakers)}
+
+
+def _cover(fate: Fate, colours: Mapping[int, str]) -> tuple[float, float, float, float]:
+    if fate.kind == "kept":
+        return 0.0, 0.0, 0.0, 0.0
+    if fate.kind == "dropped":
+        return to_rgba(GONE, DIM)
+    return to_rgba(WAITING if fate.speaker is None else colours[fate.speaker], TINT)
+
+
+def _legend(stories: Sequence[Story]) -> list[Patch]:
+    """The kinds that occur, with their counts stage by stage; newline tokens are counted, too."""
+    looks: Mapping[Kind, dict[str, Any]] = {
+        "kept": {"facecolor": "white"},
+        "bypassed": {"facecolor": to_rgba(GROUPS[0], TINT)},
+        "absorbed": {"facecolor": to_rgba(GROUPS[0], TINT), "hatch": "////"},
+        "dropped": {"facecolor": to_rgba(GONE, DIM)},
+    }
+    handles = []
+    for kind, meaning in MEANING.items():
+        counts = [sum(fate.kind == kind for fate in story.values()) for story in stories]
+        if any(counts):
+            handles.append(Patch(edgecolor=GONE, label=f"{meaning} ({_series(counts)})", **looks[kind]))
+    merged = [len(anchors_of(story)) for story in stories]
+    if any(merged):
+        label = f"merged token, in its anchor's place ({_series(merged)})"
+        handles.insert(1, Patch(edgecolor=GONE, facecolor=GROUPS[0], label=label))
+    return handles
+
+
+def _series(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))

@@ -1,0 +1,83 @@
+"""Law 1: with counts that keep everything the stages still run, and every logit is vanilla's, bit for bit."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import swiftvlm
+from swiftvlm.methods.base import Method
+from tests.laws.cases import (
+    METHODS,
+    SETTINGS,
+    answering,
+    bare,
+    equal_rows,
+    every_method,
+    every_setting,
+    keeping_all,
+    mixed_batch,
+    stages_of,
+    text_ids,
+    visual_slots,
+)
+from tests.support import LAYERS, batch_of
+
+BY_BUDGET = {
+    "fastv": "fastv",
+    "random": "random",
+    "swiftvlm": swiftvlm.SwiftVLM(layers=(2, 4, 6)),
+    "merge": swiftvlm.SwiftVLM(layers=(2, 4, 6), rest="merge"),
+}
+
+
+def check_keep_all(model: nn.Module, method: Any, batch: dict[str, Tensor], masked: bool = True, **prune: Any) -> None:
+    """Prefill and a four-token answer equal vanilla's; every stage ran, had every visual token and kept it."""
+    given, answer = batch if masked else bare(batch), text_ids(len(batch["input_ids"]), 4)
+    plain, plain_steps = answering(model, given, answer, (1, 1, 2))
+    with swiftvlm.prune(model, method, **prune) as trace:
+        pruned, steps = answering(model, given, answer, (1, 1, 2))
+    assert torch.equal(pruned.logits, plain.logits)
+    assert torch.equal(steps, plain_steps)
+    every = [visual_slots(batch, row) for row in range(len(answer))]
+    stages = len(stages_of(method, model)) if isinstance(method, Method) else 1
+    assert [[row.tolist() for row in stage] for stage in trace.candidates] == [every] * stages
+    assert [[row.tolist() for row in stage] for stage in trace.kept] == [every] * stages
+    assert sum(len(row) for stage in trace.anchors for row in stage) == 0
+    assert trace.per_row == tuple((len(slots),) * LAYERS for slots in every)
+
+
+@every_method
+@every_setting
+def test_keeping_everything_is_vanilla(method, setting):
+    """By counts: padded batches of one, two and no image."""
+    check_keep_all(setting.model, keeping_all(method), mixed_batch(setting))
+
+
+@every_method
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[5]], ids=str)
+def test_keeping_everything_without_a_mask_is_vanilla(method, setting):
+    """No mask is given, the kernel knows only "causal": rows of one length with unequal visual counts."""
+    batch = batch_of(setting.model, equal_rows(setting.model))
+    check_keep_all(setting.model, keeping_all(method), batch, masked=False)
+
+
+@pytest.mark.parametrize("method", BY_BUDGET.values(), ids=BY_BUDGET)
+@pytest.mark.parametrize("setting", [SETTINGS[1], SETTINGS[6]], ids=str)
+def test_a_budget_of_everything_is_vanilla(method, setting):
+    """By the budget 1.0."""
+    check_keep_all(setting.model, method, mixed_batch(setting), budget=1.0)
+
+
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[7]], ids=str)
+def test_keeping_less_is_not_vanilla(setting):
+    """The check above can see a cut: every pruning method that keeps few moves the logits."""
+    batch = mixed_batch(setting)
+    plain = setting.model(**batch).logits
+    for method in list(METHODS.values())[1:]:
+        with swiftvlm.prune(setting.model, method):
+            pruned = setting.model(**batch).logits
+        assert pruned.shape[1] < plain.shape[1]
+        if setting.side == "left":
+            assert (pruned[0, -1] - plain[0, -1]).abs().max() > 1e-3

@@ -1,0 +1,263 @@
+"""The program as a user meets it: whole runs on tiny checkpoints, and every kind of mistake."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from swiftvlm import Trace
+from swiftvlm.cli import run as run_module
+from swiftvlm.cli.app import main
+from swiftvlm.cli.parse import read_budget, read_shape
+from swiftvlm.cli.plan import spans
+from swiftvlm.cli.report import scaled
+from swiftvlm.cli.saving import SaveError, check_folder, save_all
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.plans import Cut, Plan
+from tests.checkpoints import save_checkpoint
+
+BUDGET = ["--budget", "32", "--max-new-tokens", "3"]
+pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """One folder a family."""
+    return {f: str(save_checkpoint(tmp_path_factory.mktemp(f), f)) for f in ("llava", "llava_next")}
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory):
+    """A picture on disk."""
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.effect_noise((120, 80), 90).convert("RGB").save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_a_whole_run(family, checkpoints, photo, tmp_path, capsys):
+    """Answers, facts, picture and trace; the trace loads back equal; the budget holds."""
+    where = tmp_path / "out"
+    command = ["run", photo, "why?", "--model", checkpoints[family], "--compare", "--json", "--save", str(where)]
+    assert main([*command, "--budget", "0.6", "--max-new-tokens", "4"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["average_tokens"] <= 0.6 * facts["visual_tokens"]
+    assert facts["kv_bytes"] < facts["vanilla_kv_bytes"]
+    assert facts["seconds"]["prefill"]["least"] <= facts["seconds"]["prefill"]["median"]
+    assert sorted(path.name for path in where.iterdir()) == ["answer.txt", "picture.png", "trace.json"]
+    text = (where / "trace.json").read_text()
+    trace = Trace.from_json(text)
+    assert trace.to_json() == text
+    assert trace.tokens_per_layer == tuple(facts["tokens_per_layer"])
+    assert Image.open(where / "picture.png").width > 600
+    assert (where / "answer.txt").read_text().startswith(facts["answer"])
+
+
+def test_streaming_to_a_terminal(checkpoints, photo, capsys):
+    """Without --json the answer and a table appear on stdout."""
+    assert main(["run", photo, "why?", "--model", checkpoints["llava"], *BUDGET]) == 0
+    out = capsys.readouterr().out
+    assert "visual tokens per layer: 64 x 3" in out
+    assert "KV cache" in out
+
+
+def test_several_images_and_their_pictures(checkpoints, photo, tmp_path):
+    """One picture an image, numbered."""
+    command = [
+        "run",
+        photo,
+        photo,
+        "same?",
+        "--model",
+        checkpoints["llava"],
+        "--budget",
+        "0.5",
+        "--max-new-tokens",
+        "2",
+    ]
+    assert main([*command, "--save", str(tmp_path), "--pad-to-square", "--system", "vicuna", "--json"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"picture-1.png", "picture-2.png"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--budget", "3"], "cannot be reached: stages after layers [3, 4, 5] of 8 leave between"),
+        (["--budget", "-1"], "must be at least 1, got -1"),
+        (["--budget", "1.5"], "a fraction in (0, 1], got 1.5"),
+        (["--budget", "many"], "got 'many'"),
+        (["--method", "fastvv"], "did you mean 'fastv'?"),
+        (["--preset", "96"], "has no preset '96'"),
+        (["--dtype", "int8"], "--dtype is auto, float32"),
+        (["--system", "none"], "--system is 'template' or 'vicuna'"),
+        (["--device", "cuda:9"], "not available"),
+        (["--max-new-tokens", "0"], "max-new-tokens"),
+        (["--bugdet", "3"], "No such option"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_two(extra, message, checkpoints, photo, tmp_path, capsys):
+    """Exit code 2, one clear line on stderr, nothing on stdout, nothing saved."""
+    where = tmp_path / "out"
+    command = ["run", photo, "why?", "--model", checkpoints["llava"], "--json", "--save", str(where)]
+    assert main([*command, *extra]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("swiftvlm: ") and "note:" not in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert captured.out == ""
+    assert not where.exists()
+
+
+def test_wrong_inputs_are_told_before_the_model_loads(photo, tmp_path, capsys):
+    """A question, an image and a folder to save in are checked first: the checkpoint here does not even exist."""
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        ([photo, ""], "the question is empty"),
+        ([photo, "a <image>?"], "already contains '<image>'"),
+        (["only a question"], "give at least one image"),
+        (["-", "-", "why?"], "standard input holds one image"),
+        ([str(tmp_path), "why?"], "is a folder"),
+        ([photo, "why?", "--save", str(tmp_path / "file")], "is a file, give a folder"),
+    ):
+        assert main(["run", *arguments, "--model", str(tmp_path / "none")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_no_arguments_show_the_help(capsys):
+    """Help on stdout, but nothing was done."""
+    assert main([]) == 2
+    assert "Commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "methods", "families"])
+def test_every_command_has_help_with_an_example(command, capsys):
+    """--help says how, with a line to copy."""
+    assert main([command, "--help"]) == 0
+    assert f"Example: swiftvlm {command}" in capsys.readouterr().out
+
+
+def test_plan_as_json_and_as_a_table(capsys):
+    """The figures of the geo-192 preset, without any weights."""
+    assert main(["plan", "--budget", "192", "--text-tokens", "70", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["average_tokens"] == 191.5
+    assert facts["stages"][0] == {"after": 3, "kept": 246, "merged": 62}
+    assert facts["kv_bytes"] == (191.5 + 70) * 32 * 2 * 4096 * 2
+    assert main(["plan", "--budget", "192"]) == 0
+    out = capsys.readouterr().out
+    assert "246 kept + 62 merged" in out
+    assert "1.75 T" in out
+
+
+def test_plan_reads_a_config(checkpoints, capsys):
+    """A checkpoint's folder gives the shape."""
+    assert main(["plan", "--shape", checkpoints["llava"], "--visual-tokens", "64", "--budget", "0.6", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tokens_per_layer"]) == 8
+    assert read_shape("llava-1.5-13b").layers == 40
+    with pytest.raises(SwiftVLMError, match=r"is neither one of llava-1\.5-7b"):
+        read_shape("llava-2")
+
+
+def test_lists(capsys):
+    """Both registries, as tables and as JSON."""
+    assert main(["methods", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["swiftvlm"]["acts_after"] == [3, 10, 14]
+    assert main(["families", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["llava", "llava_next"]
+    assert main(["methods"]) == 0
+    assert "arXiv:2403.06764" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_nothing_behind(checkpoints, photo, tmp_path, monkeypatch, capsys):
+    """Interrupted while answering and while saving: 130, one line, no files."""
+    where = tmp_path / "out"
+    command = ["run", photo, "why?", "--model", checkpoints["llava"], *BUDGET, "--save", str(where)]
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for name in ("_generate", "write_picture"):
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, name, interrupt)
+            assert main(command) == 130
+        assert "swiftvlm: interrupted" in capsys.readouterr().err
+        assert not where.exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    """All files or none, and files of an earlier run stay."""
+    (tmp_path / "a").write_text("old")
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(SaveError, match="No space left"):
+        save_all(tmp_path, {"a": lambda path: path.write_text("new"), "b": full})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_saving_replaces_and_checks(tmp_path):
+    """A second run overwrites; a file where a folder should be is refused."""
+    save_all(tmp_path / "x" / "y", {"a": lambda path: path.write_text("1")})
+    save_all(tmp_path / "x" / "y", {"a": lambda path: path.write_text("2")})
+    assert (tmp_path / "x" / "y" / "a").read_text() == "2"
+    with pytest.raises(SaveError, match="is a file"):
+        check_folder(tmp_path / "x" / "y" / "a")
+
+
+def test_small_helpers():
+    """Budgets by type, stretches of layers, and numbers with prefixes."""
+    assert [read_budget(text) for text in (None, "1", "1.0")] == [None, 1, 1.0]
+    assert isinstance(read_budget("1.0"), float)
+    assert spans(Plan(6, 10, 2, (Cut(2, 5, 1),))) == [(1, 2, 10, ""), (3, 6, 6, "5 kept + 1 merged")]
+    assert [scaled(3 * 2**20, 1024, "B"), scaled(1500, 1000, ""), scaled(7, 0, "")] == ["3.0 MiB", "1.5 k", "7.0"]
+
+
+OPTIONS = (
+    "--budget 192 0.5 -1 --method fastv swiftvlm --preset 128 --json --compare --save -- --shape llava-1.5-7b "
+    "--visual-tokens 0 --model - why? --max-new-tokens nan é😀 --help"
+)
+WORDS = st.sampled_from([*OPTIONS.split(), ""])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    command=st.sampled_from(["run", "plan", "methods", "families", "rnu"]),
+    words=st.lists(WORDS, max_size=7),
+    seed=st.integers(0, 9),
+)
+def test_fuzzed_command_lines(command, words, seed, checkpoints, photo, tmp_path_factory, monkeypatch):
+    """Any words in any order: done or bad usage, never a failure, and nothing written where nothing was done."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", open(photo, "rb"))  # noqa: SIM115  # closed with the interpreter's own
+    shuffled = random.Random(seed)
+    words = [shuffled.choice([word, photo, checkpoints["llava"]]) if word == "192" else word for word in words]
+    assert main([command, *words]) in (0, 2)
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    cut=st.floats(0, 1),
+    flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6),
+    kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]),
+)
+def test_fuzzed_image_files(cut, flips, kind, checkpoints, photo, tmp_path_factory):
+    """Damaged files of every kind: an answer or one line, exit code 0 or 2."""
+    path = tmp_path_factory.mktemp("fuzz") / "image"
+    Image.open(photo).resize((24, 16)).save(path, kind)
+    data = bytearray(path.read_bytes())
+    for place, value in flips:
+        data[int(place * (len(data) - 1))] = value
+    path.write_bytes(data[: max(1, int(len(data) * max(cut, 0.3)))])
+    assert main(
+        ["run", str(path), "why?", "--model", checkpoints["llava"], "--json", "--budget", "32", "--max-new-tokens", "1"]
+    ) in (0, 2)

@@ -120,7 +120,8 @@ def main() -> None:
     middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     report = {
-        "command": f"scripts/overhead.py --budget {args.budget} --repeats {args.repeats} --threads {args.threads}",
+        "command": f"python scripts/overhead.py --budget {args.budget} --repeats {args.repeats} "
+        f"--threads {args.threads}",
         "commit": commit.stdout.strip(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "hardware": f"{platform.machine()} CPU, {args.threads} threads, bf16",

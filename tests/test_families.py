@@ -40,11 +40,12 @@ def test_llava_next_cells_follow_the_features(size):
     tiles = len(row.pixels[0])
     mark = torch.stack([torch.arange(tiles).repeat_interleave(16), *_grid(tiles)], dim=1).float().view(tiles, 16, 3)
     packed, _ = model.model.pack_image_features([mark], [list(size)], "default", image_newline=torch.full((3,), -1.0))
-    cells = FAMILIES["llava_next"].cells(model, features_of(model, row), [row.ids.count(IMAGE)])
+    features = model.model.get_image_features(**features_of(model, row), return_dict=True).pooler_output[0]
+    cells = FAMILIES["llava_next"].cells(model, features)
     assert cells is not None
-    assert cells[0][:, 0].unique().tolist() == [0]
-    newline = (cells[0][:, 1:] == -1).all(1)
-    assert torch.equal(cells[0][~newline, 1:].float(), packed[0][~newline])
+    assert cells[:, 0].unique().tolist() == [0]
+    newline = (cells[:, 1:] == -1).all(1)
+    assert torch.equal(cells[~newline, 1:].float(), packed[0][~newline])
     assert (packed[0][newline] == -1).all()
     high, wide = get_anyres_image_grid_shape(size, PINPOINTS, SIDE)
     assert int(newline.sum()) == len(packed[0][16:]) // (_unpadded_width(size, wide, high) + 1)
@@ -80,8 +81,8 @@ def test_newlines_can_be_pruned():
 def test_cells_are_left_empty_where_features_do_not_add_up():
     """Features given by hand, of no whole number of images, have no cells rather than wrong ones."""
     model = tiny("llava")
-    assert FAMILIES["llava"].cells(model, {}, [17]) is None
-    assert FAMILIES["llava_next"].cells(tiny("llava_next"), {}, [17]) is None
+    assert FAMILIES["llava"].cells(model, torch.zeros(17, 32)) is None
+    assert FAMILIES["llava_next"].cells(tiny("llava_next"), torch.zeros(17, 32)) is None
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
@@ -102,3 +103,17 @@ def test_queries_and_keys_are_those_of_the_attention(family, kv_heads):
     logits = q @ k.repeat_interleave(4 // kv_heads, dim=1).transpose(2, 3) * known.scaling(layer)
     causal = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
     torch.testing.assert_close(logits.masked_fill(~causal, -torch.inf).softmax(-1), attentions, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_cells_are_known_inside_generate_too(family):
+    """generate encodes images before the prefill, so their sizes never reach it; cells are the same all the same."""
+    model = tiny(family)
+    batch = batch_of(model, [make_row(model, 2, images=2), make_row(model, 3, images=1), make_row(model, 4, images=0)])
+    with swiftvlm.prune(model, "fastv", budget=0.5) as trace:
+        model(**batch)
+        model.generate(**batch, max_new_tokens=1)
+    called, generated = trace.runs
+    assert [len(cells) for cells in called.cells] == list(called.visual)
+    assert all(torch.equal(a, b) for a, b in zip(called.cells, generated.cells, strict=True))
+    assert called.cells[0][:, 0].unique().tolist() == [0, 1]

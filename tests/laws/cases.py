@@ -96,9 +96,9 @@ def text_ids(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(2, IMAGE, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def mixed_batch(setting: Setting, seed: int = 0) -> dict[str, Tensor]:
-    """`mixed_rows` padded on the setting's side, with two tokens of padding in every row."""
-    return batch_of(setting.model, mixed_rows(setting.model, seed), side=setting.side, extra=2)
+def mixed_batch(setting: Setting, seed: int = 0, extra: int = 0) -> dict[str, Tensor]:
+    """`mixed_rows` padded on the setting's side, `extra` more than the longest needs."""
+    return batch_of(setting.model, mixed_rows(setting.model, seed), side=setting.side, extra=extra)
 
 
 def answering(
@@ -196,6 +196,12 @@ def alive(batch: dict[str, Tensor], run: Run, row: int, stage: int) -> list[int]
 def stage_before(stages: tuple[Stage, ...], layer: int) -> int:
     """The latest stage whose outcome layer `layer` (0-based) sees; -1 for none."""
     return sum(stage.after <= layer for stage in stages) - 1
+
+
+def real_tokens(batch: dict[str, Tensor], row: int, states: Tensor, tokens: int) -> Tensor:
+    """The row's `tokens` real tokens out of (batch, length, ...) states of any depth."""
+    start = first_place(batch, row, tokens, states.shape[1])
+    return states[row, start : start + tokens]
 
 
 def first_place(batch: dict[str, Tensor], row: int, tokens: int, length: int) -> int:

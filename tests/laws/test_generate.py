@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, StaticCache
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import DynamicCache, StaticCache, masking_utils
 from transformers.integrations import flex_attention
 
 import swiftvlm
@@ -90,8 +91,7 @@ def test_beams_of_one_prompt_share_one_choice(model, method):
         assert [slots.tolist() for slots in many] == [slots.tolist() for slots in one for _ in range(3)]
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-def test_sampled_answers_repeat_and_are_exact(model, method, copies):
+def test_sampled_answers_repeat_and_are_exact(model, method):
     """The same seed samples the same answers, and each step's logits are those of one prefill."""
     rows = mixed_rows(model)
     batch = batch_of(model, rows)
@@ -108,7 +108,7 @@ def test_sampled_answers_repeat_and_are_exact(model, method, copies):
     assert torch.equal(torch.stack(answers[0].logits), torch.stack(answers[1].logits))
     assert not torch.equal(answers[0].sequences, answers[2].sequences)
     for index, sequence in enumerate(out.sequences):
-        logits = expected(model, method, trace.last, rows, index // copies, sequence[length:])
+        logits = expected(model, method, trace.last, rows, index // 2, sequence[length:])
         torch.testing.assert_close(torch.stack(out.logits)[:, index], logits, **CLOSE)
 
 
@@ -225,10 +225,9 @@ def test_a_cache_that_was_reset_is_a_new_conversation(family, method):
     assert len(trace) == 3
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_assisted_decoding_is_refused_or_exact(model, method, seed):
+def test_assisted_decoding_is_refused_or_exact(model, method):
     """Guessing by prompt lookup or by an assistant: the tokens of plain greedy decoding, or a refusal."""
-    batch = batch_of(model, [small_row(model, seed, text=9)])
+    batch = batch_of(model, [small_row(model, 1, text=9)])
     assistant = tiny(model.config.model_type, layers=6, seed=1)
     ways: list[dict[str, Any]] = [
         {"prompt_lookup_num_tokens": 2},
@@ -449,7 +448,9 @@ def test_a_handle_attached_again_still_knows_its_caches(family, method):
 
 
 def test_flex_attention_is_refused(monkeypatch):
-    """Its block masks cannot be sliced. (Run uncompiled here: compiling takes half a minute.)"""
+    """Its block masks cannot be sliced. (Nothing is compiled here, which would take half a minute.)"""
+    one = torch.ones(1, 1, 1, dtype=torch.int32)
+    monkeypatch.setattr(masking_utils, "create_block_mask", lambda **_: BlockMask.from_kv_blocks(one, one[..., None]))
     monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", lambda q, *_, **__: q)
     model = tiny.__wrapped__("llava", attn="flex_attention")
     with swiftvlm.prune(model, METHODS["fastv"]), pytest.raises(UnsupportedError, match="attn_implementation='sdpa'"):

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 import swiftvlm
 from swiftvlm.methods.base import Method
 from tests.laws.cases import (
-    METHODS,
     SETTINGS,
     answering,
     bare,
     equal_rows,
     every_method,
+    every_pruning,
     every_setting,
     keeping_all,
     mixed_batch,
+    real_tokens,
     stages_of,
     text_ids,
     visual_slots,
@@ -70,14 +71,27 @@ def test_a_budget_of_everything_is_vanilla(method, setting):
     check_keep_all(setting.model, method, mixed_batch(setting), budget=1.0)
 
 
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[7]], ids=str)
-def test_keeping_less_is_not_vanilla(setting):
-    """The check above can see a cut: every pruning method that keeps few moves the logits."""
+@every_pruning
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[4]], ids=str)
+def test_padding_that_all_rows_share_goes_and_changes_nothing_else(method, setting):
+    """A processor padded to a fixed length: a cut removes common padding too, so equality is to rounding."""
+    model, batch = setting.model, mixed_batch(setting, extra=3)
+    plain = model(**batch).logits
+    with swiftvlm.prune(model, keeping_all(method)):
+        pruned = model(**batch).logits
+    assert pruned.shape[1] == plain.shape[1] - 3
+    for row, real in enumerate(batch["attention_mask"].sum(1).tolist()):
+        expected = real_tokens(batch, row, plain, real)
+        torch.testing.assert_close(real_tokens(batch, row, pruned, real), expected, atol=1e-5, rtol=0)
+
+
+@every_pruning
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[6]], ids=str)
+def test_keeping_less_is_not_vanilla(method, setting):
+    """The checks above can see a cut: with the methods' own counts the logits are fewer, and others."""
     batch = mixed_batch(setting)
     plain = setting.model(**batch).logits
-    for method in list(METHODS.values())[1:]:
-        with swiftvlm.prune(setting.model, method):
-            pruned = setting.model(**batch).logits
-        assert pruned.shape[1] < plain.shape[1]
-        if setting.side == "left":
-            assert (pruned[0, -1] - plain[0, -1]).abs().max() > 1e-3
+    with swiftvlm.prune(setting.model, method):
+        pruned = setting.model(**batch).logits
+    assert pruned.shape[1] < plain.shape[1]
+    assert (pruned[0, -1] - plain[0, -1]).abs().max() > 1e-3

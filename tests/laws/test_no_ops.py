@@ -58,9 +58,9 @@ def test_text_only_prompts_are_vanilla(model, method, side, rows):
 
 
 @pytest.mark.parametrize("method", BY_BUDGET.values(), ids=BY_BUDGET)
-@pytest.mark.parametrize("spare", [0, 1, 1000])
+@pytest.mark.parametrize("spare", [0, 1000])
 def test_rows_within_an_int_budget_are_vanilla(model, method, spare):
-    """The largest row has exactly the budget, one less, or far less."""
+    """The largest row has exactly the budget, or far less."""
     batch = batch_of(model, mixed_rows(model))
     most = int((batch["input_ids"] == IMAGE).sum(1).max())
     assert_untouched(model, batch, method, budget=most + spare)

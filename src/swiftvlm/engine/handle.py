@@ -145,12 +145,13 @@ class Handle:
         if past == 0:
             self._prefilling = True
             self._current = self._begin(request, kwargs, embeds)
-        elif self.stages:
+        else:
             self._continue(cache, request.get("input_ids"), embeds.shape[1])
 
     def _continue(self, cache: Any, ids: Any, new_tokens: int) -> None:
         # One new token cannot be an image, and asking the device at every step would make decoding wait for it.
-        has_visual = new_tokens > 1 and isinstance(ids, Tensor) and bool(self.family.visual(self.model, ids).any())
+        asks = new_tokens > 1 and bool(self.stages) and isinstance(ids, Tensor)
+        has_visual = asks and bool(self.family.visual(self.model, ids).any())
         prefill = self._known.get(cache)
         if prefill is None or has_visual:
             check_unknown_cache(cache, has_visual)
@@ -168,7 +169,8 @@ class Handle:
         due = self.stages if any(plan.cuts for plan in plans) else ()
         if due:
             check_request(request)
-        cells = self.family.cells(self.model, request, prompt.visual)
+        features = (row[mask] for row, mask in zip(embeds, self.family.visual(self.model, ids), strict=True))
+        cells = [self.family.cells(self.model, row) for row in features]
         return Prefill(self.family, self.decoder, due, prompt, plans, given.get("position_ids"), cells)
 
     def on_layer(self, index: int, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:

@@ -1,5 +1,6 @@
 """One prefill under a method: at each stage restore, score, select, and cut the token axis. Nothing else cuts it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -74,7 +75,7 @@ class Prefill:
         prompt: Prompt,
         plans: tuple[Plan, ...],
         position: Tensor | None = None,
-        cells: list[Tensor] | None = None,
+        cells: Sequence[Tensor | None] = (),
     ) -> None:
         self.family, self.decoder, self.prompt, self.plans, self.cells = family, decoder, prompt, plans, cells
         self.layers = family.layers(decoder)

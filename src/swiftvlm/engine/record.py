@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from swiftvlm.engine.prefill import Choice, Prefill
@@ -37,7 +38,7 @@ def recorder(
             anchors=_chosen(choices, "anchors"),
             candidates=_chosen(choices, "candidates"),
             groups=_groups(choices),
-            cells=tuple(cells or ()),
+            cells=tuple(torch.zeros(0, 4, dtype=torch.long) if row is None else row for row in cells),
             kv_bytes=cache_bytes,
             vanilla_kv_bytes=held * batch * length * shape.layers,
             flops=sum(exact_total(shape, plan) for plan in plans),

@@ -67,12 +67,11 @@ class Family:
         is_visual: Tensor = input_ids == token
         return is_visual
 
-    def cells(
-        self, model: PreTrainedModel, request: Mapping[str, Any], counts: Sequence[int]
-    ) -> list[Int[Tensor, "visual 4"]] | None:
-        """(image, tile, row, column) of every visual token of each row of the batch; None where a family cannot say.
+    def cells(self, model: PreTrainedModel, features: Float[Tensor, "visual dim"]) -> Int[Tensor, "visual 4"] | None:
+        """(image, tile, row, column) of every visual token of one row of the batch; None where a family cannot say.
 
-        `counts`: visual tokens a row. -1 in tile, row and column: a token without a place, such as a newline.
+        `features`: the row's visual tokens as the decoder receives them. -1 in tile, row and column: a token without a
+        place, such as a newline.
         """
         return None
 
@@ -123,21 +122,3 @@ def grid_cells(image: int, tile: int, rows: int, columns: int) -> Int[Tensor, "c
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     fixed = torch.tensor([image, tile]).expand(rows * columns, 2)
     return torch.cat([fixed, row.reshape(-1, 1), column.reshape(-1, 1)], dim=1)
-
-
-def share_out(images: Sequence[Int[Tensor, "_ 4"]], counts: Sequence[int]) -> list[Int[Tensor, "visual 4"]] | None:
-    """Hand the images' cells, in order, to rows of `counts` visual tokens, numbering images within each row.
-
-    None where a row's count is no whole number of images (features given by hand, say).
-    """
-    left, given = list(images), []
-    for count in counts:
-        mine: list[Tensor] = []
-        while left and sum(map(len, mine)) < count:
-            cells = left.pop(0).clone()
-            cells[:, 0] = len(mine)
-            mine.append(cells)
-        if sum(map(len, mine)) != count:
-            return None
-        given.append(torch.cat(mine) if mine else torch.zeros(0, 4, dtype=torch.long))
-    return given

@@ -1,14 +1,14 @@
 """LLaVA-1.5: one square grid of patches an image, placed at the `<image>` placeholders."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swiftvlm.families.base import Family, grid_cells, share_out
+from swiftvlm.families.base import Family, grid_cells
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,10 @@ class Llava(Family):
     name: str = "llava"
     model_types: tuple[str, ...] = ("llava",)
 
-    def cells(
-        self, model: PreTrainedModel, request: Mapping[str, Any], counts: Sequence[int]
-    ) -> list[Int[Tensor, "visual 4"]] | None:
-        """Every token has a cell of its image's grid; there is one tile."""
+    def cells(self, model: PreTrainedModel, features: Float[Tensor, "visual dim"]) -> Int[Tensor, "visual 4"] | None:
+        """Every token has a cell of its image's grid; there is one tile. None for no whole number of images."""
         vision: Any = model.config.vision_config
         side = vision.image_size // vision.patch_size
-        images = [grid_cells(0, 0, side, side)] * (sum(counts) // max(side * side, 1))
-        return share_out(images, counts)
+        images, left = divmod(len(features), side * side)
+        grids = [grid_cells(image, 0, side, side) for image in range(images)]
+        return None if left else torch.cat([torch.zeros(0, 4, dtype=torch.long), *grids])

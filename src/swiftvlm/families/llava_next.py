@@ -1,19 +1,16 @@
 """LLaVA-NeXT: a thumbnail, then anyres tiles stitched, unpadded and ended row by row with a newline feature."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
-    image_size_to_num_patches,
-)
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from swiftvlm.families.base import Family, grid_cells, share_out
+from swiftvlm.families.base import Family, grid_cells
 
 NO_CELL = -1
 
@@ -33,28 +30,60 @@ class LlavaNext(Family):
         rows, columns = grid(size, config.image_grid_pinpoints, config.vision_config.image_size)
         return int(rows), int(columns)
 
-    def cells(
-        self, model: PreTrainedModel, request: Mapping[str, Any], counts: Sequence[int]
-    ) -> list[Int[Tensor, "visual 4"]] | None:
+    def cells(self, model: PreTrainedModel, features: Float[Tensor, "visual dim"]) -> Int[Tensor, "visual 4"] | None:
         """Tile 0 is the thumbnail, tiles 1.. the anyres tiles in raster order, cells local to the tile.
 
-        The geometry is the model's own: coordinates travel through its `pack_image_features` as if they were features.
+        Read off the newline features, which end every row of patches: generate encodes images before the prefill, so
+        image sizes do not reach it. None where the features do not fall into such images.
         """
-        sizes = request.get("image_sizes")
-        if sizes is None:
-            return None
-        config: Any = model.config
-        vision = config.vision_config
-        side = vision.image_size // vision.patch_size
-        sizes = [[int(edge) for edge in size] for size in sizes]
-        # Processors pad every image to the batch's most tiles, so they are counted from the sizes, as the model does.
-        tiles = [image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size) for size in sizes]
-        coordinates = [torch.stack([grid_cells(0, tile, side, side) for tile in range(n)]).float() for n in tiles]
         core: Any = self.core(model)
-        packed, _ = core.pack_image_features(
-            coordinates,
-            sizes,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            image_newline=torch.full((4,), float(NO_CELL)),
-        )
-        return share_out([cells.long() for cells in packed], counts)
+        vision: Any = model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        newline = (features == core.image_newline.to(features)).all(-1).cpu()
+        images: list[Tensor] = []
+        start = 0
+        while start < len(features):
+            rows, columns = _extent(newline[start + side * side :])
+            grid = self._grid(model, rows, columns, side)
+            if grid is None:
+                return None
+            images.append(_image_cells(len(images), grid, rows, columns, side))
+            start += len(images[-1])
+        return torch.cat([torch.zeros(0, 4, dtype=torch.long), *images]) if start == len(features) else None
+
+    def _grid(self, model: PreTrainedModel, rows: int, columns: int, side: int) -> tuple[int, int] | None:
+        """The smallest resolution, in tiles, that `rows` x `columns` patches can be the unpadded middle of.
+
+        transformers picks the least wasteful one too, and unpads one axis only, evenly on both sides.
+        """
+        config: Any = model.config
+        edge = config.vision_config.image_size
+        grids = [(height // edge, width // edge) for height, width in config.image_grid_pinpoints]
+        fitting = [
+            (high, wide)
+            for high, wide in grids
+            if (high * side == rows and wide * side >= columns) or (wide * side == columns and high * side >= rows)
+        ]
+        return min(fitting, key=lambda grid: grid[0] * grid[1], default=None) if rows else None
+
+
+def _extent(newline: Tensor) -> tuple[int, int]:
+    """(rows, columns) of the patches behind a thumbnail: how far to the first newline, and how often it recurs."""
+    ends = newline.nonzero()[:, 0]
+    if not len(ends):
+        return 0, 0
+    columns, rows = int(ends[0]), 0
+    # The next image starts with a thumbnail, where no newline is due.
+    while rows < len(ends) and int(ends[rows]) == (rows + 1) * (columns + 1) - 1:
+        rows += 1
+    return rows, columns
+
+
+def _image_cells(image: int, grid: tuple[int, int], rows: int, columns: int, side: int) -> Int[Tensor, "visual 4"]:
+    """Thumbnail, then the unpadded middle of a grid of tiles, row by row with a newline behind each."""
+    top, left = (grid[0] * side - rows) // 2, (grid[1] * side - columns) // 2
+    row, column = torch.meshgrid(torch.arange(rows) + top, torch.arange(columns) + left, indexing="ij")
+    tile = 1 + (row // side) * grid[1] + column // side
+    patches = torch.stack([torch.full_like(row, image), tile, row % side, column % side], dim=-1)
+    ends = torch.tensor([image, NO_CELL, NO_CELL, NO_CELL]).expand(rows, 1, 4)
+    return torch.cat([grid_cells(image, 0, side, side), torch.cat([patches, ends], dim=1).reshape(-1, 4)])

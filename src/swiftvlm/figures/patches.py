@@ -1,4 +1,4 @@
-"""One run on its own picture: where each patch lies (`layout_of`), and the drawing of its fates.
+"""One run on its own picture: every patch shown as it is, tinted or dimmed by what became of it.
 
 The engine reports slots of the prompt, a family reports cells of the picture; both list a row's visual tokens in the
 same order, which is all that ties them together here.
@@ -6,7 +6,7 @@ same order, which is all that ties them together here.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL.Image import Image
@@ -22,88 +22,22 @@ from torch import Tensor
 
 from swiftvlm.errors import TraceError
 from swiftvlm.figures.fates import Fate, Kind, Story, anchors_of, fates
+from swiftvlm.figures.layout import Panel, layout_of
 from swiftvlm.trace import Run
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; blue is left to what is kept. With many groups
-# they repeat: kinds are told apart by brightness, frames and hatching, never by hue alone.
+# Okabe and Ito's colours, which stay apart for colour-blind readers. With many groups they repeat: kinds are told apart
+# by brightness, frames and hatching, never by hue alone.
 GROUPS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-KEPT, GONE, WAITING = "#0072B2", "#20242C", "#8C929C"
-TINT, DIM = 0.6, 0.86  # how much of a patch its group's colour, or the dark, covers
-PANEL = 3.3  # inches
+GONE, WAITING = "#20242C", "#8C929C"
+TINT, DIM = 0.68, 0.88  # how much of a patch its group's shade, or the dark, covers
+SHADE = 0.5  # of a group's colour in its shade, the rest is dark: members are half dimmed, their anchor shines
+PANEL, WIDTH = 3.4, 46  # inches, and letters that fit above them
 MEANING: Mapping[Kind, str] = {
-    "kept": "kept",
+    "kept": "kept: the picture as it is",
     "bypassed": "bypassed: waits, comes back",
     "absorbed": "absorbed by a merged token, no return",
     "dropped": "dropped for good",
 }
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One grid of patches to draw. `place`: (row, column) of each token, -1 where it lies in another panel or nowhere.
-
-    `fitted`: the picture keeps its proportions inside the grid, centred, as anyres tiles do; else it fills the grid.
-    """
-
-    name: str
-    rows: int
-    columns: int
-    place: Int[Tensor, "visual 2"]
-    fitted: bool = False
-
-    def holds(self) -> Bool[Tensor, " visual"]:
-        """Which tokens lie in this panel."""
-        return self.place[:, 0] >= 0
-
-    def frame(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom of a picture of this size in pixels, in patches from the grid's upper left."""
-        if not self.fitted:
-            return 0.0, 0.0, float(self.columns), float(self.rows)
-        scale = min(self.columns / width, self.rows / height)
-        left, top = (self.columns - width * scale) / 2, (self.rows - height * scale) / 2
-        return left, top, self.columns - left, self.rows - top
-
-
-def layout_of(cells: Int[Tensor, "visual 4"], tile_grid: tuple[int, int] | None = None) -> tuple[Panel, ...]:
-    """The panels of one image: its only grid, or the thumbnail and the anyres tiles stitched together.
-
-    `cells`: (image, tile, row, column) of one image's tokens, as in `Run.cells`. `tile_grid`: (rows, columns) of tiles;
-    None reads them from the order of the tokens, which runs through the stitched picture row by row. Raises
-    `TraceError` where that order does not tell, or where `tile_grid` has no room for the tiles.
-    """
-    tile, within = cells[:, 1], cells[:, 2:]
-    if not bool((tile == 0).any()):
-        raise TraceError(f"none of the {len(cells)} cells lies in tile 0, so the grid's size is unknown")
-    # Every tile is as large as tile 0; the others may have lost rows or columns to unpadding.
-    high, wide = (within[tile == 0].amax(0) + 1).tolist()
-    first = Panel("picture", high, wide, torch.where((tile == 0)[:, None], within, -1))
-    if not bool((tile > 0).any()):
-        return (first,)
-    down, across = _tile_grid(cells[int((tile > 0).int().argmax()) :], tile_grid)
-    corner = torch.stack([(tile - 1) // across * high, (tile - 1) % across * wide], dim=1)
-    stitched = torch.where((tile > 0)[:, None], corner + within, -1)
-    thumbnail = Panel("thumbnail", high, wide, first.place)
-    return thumbnail, Panel("tiles", down * high, across * wide, stitched, fitted=True)
-
-
-def _tile_grid(tiles: Int[Tensor, "visual 4"], given: tuple[int, int] | None) -> tuple[int, int]:
-    """(rows, columns) of anyres tiles, from the cells behind the thumbnail."""
-    most = int(tiles[:, 1].max())
-    if given is not None:
-        if min(given) < 1 or given[0] * given[1] < most:
-            raise TraceError(f"tile_grid={given} (rows, columns) has no room for this image's {most} tiles")
-        return given
-    # The first row of the stitched picture ends at a newline, or where the next row of patches begins.
-    changed = (tiles[:, 2] != tiles[0, 2]).int()
-    end = int(changed.argmax()) if bool(changed.any()) else len(tiles)
-    across = int(tiles[end - 1, 1])
-    # Padding can swallow whole tiles; which ones, the tokens that are left do not say.
-    if int(tiles[0, 1]) != 1 or most % across:
-        raise TraceError(
-            f"{most} tiles whose first row of patches runs through tiles {int(tiles[0, 1])} to {across}: their grid "
-            "cannot be read from the tokens; pass tile_grid=(rows, columns)"
-        )
-    return most // across, across
 
 
 def draw_patches(
@@ -140,7 +74,7 @@ def draw_patches(
         for panel, line, counts in zip(panels, grid, _captions(panels, story), strict=True):
             _picture(line[column], image, panel, boxes, f"after layer {after}:\n{counts}")
             _veil(line[column], panel, story)
-    figure.legend(handles=_legend(stories), loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    figure.legend(handles=_legend(stories), loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
@@ -180,9 +114,10 @@ def _check_shape(image: Image, panels: tuple[Panel, ...]) -> None:
 
 def _captions(panels: tuple[Panel, ...], story: Story) -> list[str]:
     """Counts of each panel's tokens; the last panel names those without a place, too."""
-    told = [_counts(_part(story, panel.holds())) for panel in panels]
+    told = [fill(_counts(_part(story, panel.holds())), WIDTH) for panel in panels]
     loose = _part(story, ~torch.stack([panel.holds() for panel in panels]).any(0))
-    return told if not loose else [*told[:-1], f"{told[-1]}\n+ newline tokens: {_counts(loose)}"]
+    extra = fill(f"+ newlines: {_counts(loose)}", WIDTH)
+    return told if not loose else [*told[:-1], f"{told[-1]}\n{extra}"]
 
 
 def _part(story: Story, where: Bool[Tensor, " visual"]) -> Story:
@@ -198,8 +133,9 @@ def _counts(story: Story) -> str:
 
 def _figure(panels: tuple[Panel, ...], columns: int, title: str) -> tuple[Figure, Any]:
     """An empty figure, a row of axes a panel; rows are as high as their panels are in proportion."""
-    heights = [min(max(panel.rows / panel.columns, 0.4), 2.5) for panel in panels]
-    size = (PANEL * columns, PANEL * sum(heights) + 0.6 * len(panels) + 0.8)
+    bounds = [panel.bounds() for panel in panels]
+    heights = [min(max((bottom - top) / (right - left), 0.25), 2.5) for left, top, right, bottom in bounds]
+    size = (PANEL * columns, PANEL * sum(heights) + 0.4 * len(panels) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold")
@@ -216,11 +152,10 @@ def _picture(axes: Axes, image: Image, panel: Panel, boxes: Sequence[Sequence[fl
         # White on black shows on any picture and under any veil.
         for width, colour in ((3.6, "black"), (1.6, "white")):
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width, zorder=4))
-    placed = panel.place[panel.holds()].numpy()
-    low, high = (placed.min(0), placed.max(0) + 1) if len(placed) else (np.zeros(2), (panel.rows, panel.columns))
-    axes.set(xlim=(low[1], high[1]), ylim=(high[0], low[0]), xticks=[], yticks=[], aspect="equal")
+    first, low, last, high = panel.bounds()
+    axes.set(xlim=(first, last), ylim=(high, low), xticks=[], yticks=[], aspect="equal", anchor="NW")
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=9, loc="left")
 
 
 def _veil(axes: Axes, panel: Panel, story: Story) -> None:
@@ -240,6 +175,16 @@ def _veil(axes: Axes, panel: Panel, story: Story) -> None:
     extent = (0, panel.columns, panel.rows, 0)
     axes.imshow(veil, extent=extent, interpolation="nearest", zorder=1)
     axes.add_collection(LineCollection(strokes, colors=GONE, linewidths=0.8, zorder=2), autolim=False)
+    # Colours alone would fail on a dark or colourful picture: a white line runs around what was kept.
+    axes.add_collection(LineCollection(_border(veil[..., 3] > 0), colors="white", linewidths=0.9, zorder=2), False)
+
+
+def _border(covered: Bool[np.ndarray, "rows columns"]) -> list[list[tuple[int, int]]]:
+    """The edges between covered patches and bare ones, as pairs of (x, y)."""
+    below = np.argwhere(covered[1:] != covered[:-1]).tolist()
+    beside = np.argwhere(covered[:, 1:] != covered[:, :-1]).tolist()
+    flat = [[(x, y + 1), (x + 1, y + 1)] for y, x in below]
+    return flat + [[(x + 1, y), (x + 1, y + 1)] for y, x in beside]
 
 
 def _colours(story: Story) -> dict[int, str]:
@@ -253,15 +198,20 @@ def _cover(fate: Fate, colours: Mapping[int, str]) -> tuple[float, float, float,
         return 0.0, 0.0, 0.0, 0.0
     if fate.kind == "dropped":
         return to_rgba(GONE, DIM)
-    return to_rgba(WAITING if fate.speaker is None else colours[fate.speaker], TINT)
+    return _shade(WAITING if fate.speaker is None else colours[fate.speaker])
+
+
+def _shade(colour: str) -> tuple[float, float, float, float]:
+    red, green, blue = (SHADE * a + (1 - SHADE) * b for a, b in zip(to_rgb(colour), to_rgb(GONE), strict=True))
+    return red, green, blue, TINT
 
 
 def _legend(stories: Sequence[Story]) -> list[Patch]:
     """The kinds that occur, with their counts stage by stage; newline tokens are counted, too."""
     looks: Mapping[Kind, dict[str, Any]] = {
         "kept": {"facecolor": "white"},
-        "bypassed": {"facecolor": to_rgba(GROUPS[0], TINT)},
-        "absorbed": {"facecolor": to_rgba(GROUPS[0], TINT), "hatch": "////"},
+        "bypassed": {"facecolor": _shade(GROUPS[0])},
+        "absorbed": {"facecolor": _shade(GROUPS[0]), "hatch": "////"},
         "dropped": {"facecolor": to_rgba(GONE, DIM)},
     }
     handles = []

@@ -1,0 +1,133 @@
+"""Law 3: what the plan says = what the cache holds = what the trace counts, read from the tensors themselves."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import swiftvlm
+from swiftvlm.methods.base import Method
+from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Stage
+from tests.laws.cases import (
+    SETTINGS,
+    Setting,
+    answering,
+    equal_rows,
+    every_method,
+    every_pruning,
+    every_setting,
+    first_place,
+    mixed_batch,
+    mixed_rows,
+    stage_before,
+    stages_of,
+    text_ids,
+    visual_slots,
+    watching,
+)
+from tests.support import LAYERS, batch_of
+
+SWIFT = swiftvlm.SwiftVLM(layers=(2, 4, 6))
+BY_BUDGET: dict[str, Method] = {
+    "random": RandomTokens(),
+    "uniform": UniformTokens(after=1),
+    "fastv": FastV(),
+    "swiftvlm": SWIFT,
+    "merge": replace(SWIFT, rest="merge"),
+    "drop": replace(SWIFT, rest="drop"),
+    "renumbered": replace(SWIFT, positions="renumbered"),
+}
+
+
+def check_counts(setting: Setting, method: Method, batch: dict[str, Tensor], budget: Any = None) -> swiftvlm.Trace:
+    """Plan, trace, hidden states, mask columns, keys, values, logits and bytes all say the same."""
+    model, stages = setting.model, stages_of(method, setting.model)
+    whole = model(**batch)
+    with swiftvlm.prune(model, method, budget=budget) as trace, watching(model) as looks:
+        out = model(**batch)
+    visual = [len(visual_slots(batch, row)) for row in range(len(whole.logits))]
+    text = [real - seen for real, seen in zip(batch["attention_mask"].sum(1).tolist(), visual, strict=True)]
+    shape = ModelShape.of(model)
+    plans = [swiftvlm.plan(method, budget, shape, seen, other) for seen, other in zip(visual, text, strict=True)]
+    assert trace.per_row == tuple(plan.tokens_per_layer for plan in plans)
+    assert (trace.visual, trace.text) == (tuple(visual), tuple(text))
+    for layer, (look, cached) in enumerate(zip(looks, out.past_key_values.layers, strict=True)):
+        tokens = [plan.tokens_per_layer[layer] + other for plan, other in zip(plans, text, strict=True)]
+        cut = bool(trace.kept) and stage_before(stages, layer) >= 0
+        length = max(tokens) if cut else batch["input_ids"].shape[1]
+        assert (cached.keys.shape[-2], cached.values.shape[-2], look.hidden.shape[1]) == (length,) * 3
+        for row, real in enumerate(tokens):
+            assert look.keys_seen(row, first_place(batch, row, real, length) + real - 1) == real
+    assert len(looks) == LAYERS
+    assert out.logits.shape[1] == out.past_key_values.layers[-1].keys.shape[-2]
+    assert trace.kv_bytes == held(out.past_key_values)
+    assert trace.vanilla_kv_bytes == held(whole.past_key_values)
+    for number, stage in enumerate(stages if trace.kept else ()):
+        check_stage(trace, number, stage)
+    return trace
+
+
+def held(cache: Any) -> int:
+    """Bytes of a cache's tensors."""
+    return sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def check_stage(trace: swiftvlm.Trace, number: int, stage: Stage) -> None:
+    """A layer's count is its stage's kept and merged tokens; each group has its anchor, and no group a kept token."""
+    for row, counts in enumerate(trace.per_row):
+        kept, anchors = trace.kept[number][row].tolist(), trace.anchors[number][row].tolist()
+        assert len(kept) + len(anchors) == counts[stage.after]
+        of = dict(zip(trace.candidates[number][row].tolist(), trace.groups[number][row].tolist(), strict=True))
+        assert [of[slot] for slot in kept] == [-1] * len(kept)
+        assert [of[slot] for slot in anchors] == list(range(len(anchors)))
+        assert set(of.values()) - {-1} == set(range(len(anchors)))
+
+
+@every_method
+@every_setting
+def test_planned_is_cached_is_counted(method, setting):
+    """By counts, in padded batches of one, two and no image, and with padding that all rows share."""
+    check_counts(setting, method, mixed_batch(setting, seed=30, extra=2 if setting.kv_heads == 2 else 0))
+
+
+@pytest.mark.parametrize("method", BY_BUDGET.values(), ids=BY_BUDGET)
+@pytest.mark.parametrize(
+    ("setting", "budget"),
+    [(SETTINGS[1], 12), (SETTINGS[1], 16), (SETTINGS[6], 25), (SETTINGS[6], 34), (SETTINGS[1], 0.6), (SETTINGS[6], 0.6)],
+    ids=str,
+)
+def test_a_budget_is_never_exceeded(method, setting, budget):
+    """By budget: tokens for whole rows, or a fraction of each; the average over layers stays within it."""
+    trace = check_counts(setting, method, mixed_batch(setting, seed=40), budget)
+    for visual, counts in zip(trace.visual, trace.per_row, strict=True):
+        allowed = budget * visual if isinstance(budget, float) else budget
+        assert sum(counts) / LAYERS <= allowed + 1e-9
+        if isinstance(budget, int) and visual <= budget:
+            assert counts == (visual,) * LAYERS
+
+
+@every_pruning
+def test_rows_of_one_length_and_unequal_counts(method):
+    """No padding before the cut, fillers behind it."""
+    for setting in SETTINGS[:1] + SETTINGS[5:6]:
+        check_counts(setting, method, batch_of(setting.model, equal_rows(setting.model)))
+
+
+@every_pruning
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[5]], ids=str)
+def test_answers_grow_every_layer_alike(method, setting):
+    """Each decoded token adds one entry to every layer's cache, and its layers see exactly what is cached."""
+    model, batch = setting.model, batch_of(setting.model, mixed_rows(setting.model)[1:2])
+    with swiftvlm.prune(model, method) as trace, watching(model) as looks:
+        out, _ = answering(model, batch, text_ids(1, 3))
+    sizes = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
+    assert sizes == [trace.text[0] + seen + 3 for seen in trace.tokens_per_layer]
+    steps = [looks[start : start + LAYERS] for start in range(LAYERS, len(looks), LAYERS)]
+    assert len(steps) == 3
+    for step, layers in enumerate(steps):
+        for look, size in zip(layers, sizes, strict=True):
+            cached = size - 2 + step
+            assert look.mask is None or (look.mask.shape[-1], look.keys_seen(0, 0)) == (cached, cached)

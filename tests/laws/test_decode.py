@@ -1,0 +1,160 @@
+"""Law 4: decoding with the cache equals prefilling the longer sequence with the same tokens kept."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import swiftvlm
+from swiftvlm.errors import UnsupportedError
+from swiftvlm.methods.base import Method
+from tests.laws.cases import (
+    METHODS,
+    SETTINGS,
+    SWIFT,
+    Setting,
+    answering,
+    bare,
+    counted,
+    equal_rows,
+    every_method,
+    every_pruning,
+    left_settings,
+    mixed_batch,
+    stages_of,
+    text_ids,
+    with_answer,
+)
+from tests.laws.replay import Replay
+from tests.support import IMAGE, batch_of, make_row, tiny
+
+CLOSE = 1e-5
+STEPS = 5
+
+
+def check_decode(
+    setting: Setting,
+    method: Method,
+    batch: dict[str, Tensor],
+    pieces: tuple[int, ...] = (),
+    positions: bool = False,
+    close: float = CLOSE,
+) -> None:
+    """Logits of every answered token, fed to the cache, are those of one prefill under `Replay`; so are its choices."""
+    model, answer = setting.model, text_ids(len(batch["input_ids"]), STEPS, seed=1)
+    with swiftvlm.prune(model, method) as trace:
+        _, steps = answering(model, batch, answer, pieces, positions)
+    longer = with_answer(batch, answer)
+    given = {"position_ids": counted(longer["attention_mask"])} if positions else {}
+    with swiftvlm.prune(model, Replay(trace.last, stages_of(method, model))) as again:
+        whole = model(**longer, **given).logits[:, -STEPS:]
+    same_choices(again.last, trace.last)
+    torch.testing.assert_close(steps, whole, atol=close, rtol=0)
+
+
+def same_choices(run: Any, other: Any) -> None:
+    """Kept tokens, anchors and groups of two runs over the same slots."""
+    assert lists(run.kept) == lists(other.kept)
+    assert lists(run.anchors) == lists(other.anchors)
+    assert lists(run.groups) == lists(other.groups)
+
+
+def lists(stages: Any) -> list[list[list[int]]]:
+    """Plain lists, to compare and to read."""
+    return [[row.tolist() for row in stage] for stage in stages]
+
+
+@every_method
+@left_settings
+@pytest.mark.parametrize("pieces", [(), (1, 3, 1)], ids=["one by one", "several at once"])
+def test_cache_equals_recompute(method, setting, pieces):
+    """Batches of one, two and no image, padded on the left."""
+    check_decode(setting, method, mixed_batch(setting, seed=50, extra=1), pieces)
+
+
+@every_method
+@pytest.mark.parametrize("positions", [False, True], ids=["places", "positions"])
+def test_cache_equals_recompute_behind_right_padding(method, positions):
+    """Padding stays between prompt and answer; renumbered positions then need position ids that skip it."""
+    if METHODS["renumbered"] is method and not positions:
+        pytest.skip("without position ids, padding counts as distance in one and cannot in the other")
+    for setting in (SETTINGS[1], SETTINGS[4]):
+        check_decode(setting, method, mixed_batch(setting, seed=60), positions=positions)
+
+
+@every_pruning
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[3], SETTINGS[6]], ids=str)
+def test_cache_equals_recompute_without_a_mask(method, setting):
+    """The kernel knows only "causal", also where rows of one length became unequal behind a cut."""
+    check_decode(setting, method, bare(batch_of(setting.model, equal_rows(setting.model))))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rest": ("drop", "bypass")},
+        {"rest": ("bypass", "merge"), "merged_position": "mean"},
+        {"rest": "merge", "positions": "renumbered", "anchors": "top"},
+        {"layers": (1, 3, 7), "rope": False, "refine": 1},
+    ],
+    ids=str,
+)
+def test_every_mix_of_fates_decodes(fields):
+    """Other fates, anchors and positions than the defaults."""
+    for setting in (SETTINGS[0], SETTINGS[5]):
+        check_decode(setting, swiftvlm.SwiftVLM(**{**SWIFT, **fields}), mixed_batch(setting, seed=70))
+
+
+@every_pruning
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_a_prompt_that_ends_in_an_image_decodes(method, family):
+    """Its last visual token counts as text while it is the last one, and stays when text has come behind it."""
+    setting = Setting(family, 2, "sdpa", "left")
+    rows = [make_row(setting.model, 80, text=0, images=2, sizes=[(28, 28), (20, 56)])]
+    check_decode(setting, method, batch_of(setting.model, rows))
+
+
+@every_method
+@left_settings
+def test_generate_equals_recompute(method, setting):
+    """The logits that `generate` itself saw, for the tokens that it chose."""
+    model, batch = setting.model, mixed_batch(setting, seed=90)
+    with swiftvlm.prune(model, method) as trace:
+        out = model.generate(
+            **batch,
+            max_new_tokens=STEPS,
+            do_sample=False,
+            suppress_tokens=[IMAGE],
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    length = batch["input_ids"].shape[1]
+    longer = with_answer(batch, out.sequences[:, length:])
+    with swiftvlm.prune(model, Replay(trace.last, stages_of(method, model))):
+        whole = model(**longer, position_ids=counted(longer["attention_mask"])).logits[:, -STEPS - 1 : -1]
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), whole, atol=CLOSE, rtol=0)
+
+
+@every_pruning
+def test_a_replay_of_other_tokens_is_seen(method):
+    """The check above can fail: with one token swapped for another, the recompute differs."""
+    setting = SETTINGS[0]
+    model, answer = setting.model, text_ids(1, STEPS)
+    batch = batch_of(model, [make_row(model, 95)])
+    with swiftvlm.prune(model, method) as trace:
+        _, steps = answering(model, batch, answer)
+    kept, candidates = trace.kept[-1][0], trace.candidates[-1][0].tolist()
+    kept[0] = next(slot for slot in candidates if slot not in kept.tolist())
+    with swiftvlm.prune(model, Replay(trace.last, stages_of(method, model))):
+        whole = model(**with_answer(batch, answer)).logits[:, -STEPS:]
+    assert (steps - whole).abs().max() > 10 * CLOSE
+
+
+@every_pruning
+def test_generating_without_the_cache_is_refused(method):
+    """Every step would choose its tokens anew: refused, with the way out."""
+    model = tiny("llava")
+    batch = batch_of(model, [make_row(model, 0)])
+    with swiftvlm.prune(model, method), pytest.raises(UnsupportedError, match="use_cache"):
+        model.generate(**batch, max_new_tokens=2, use_cache=False)

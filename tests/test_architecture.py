@@ -14,7 +14,9 @@ RANKS = [  # a module imports only from lines above its own
     {"shape", "stage", "tokens"},
     {"budget", "flops", "scores", "trace"},
     {"methods", "families"},
-    {"engine"},
+    {"engine", "figures"},
+    {"bench", "inputs"},
+    {"cli"},
 ]
 
 

@@ -28,6 +28,12 @@ class ModelShape:
             value = self.__dict__[name]
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise FamilyError(f"ModelShape.{name} must be a positive int, got {value!r}")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise FamilyError(f"ModelShape.head_dim must be a positive int or None, got {self.head_dim!r}")
+        if self.head_dim is None and self.hidden % self.heads:
+            raise FamilyError(
+                f"hidden ({self.hidden}) must be a multiple of heads ({self.heads}) unless head_dim is given"
+            )
         if self.heads % self.kv_heads:
             raise FamilyError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
 
@@ -66,7 +72,8 @@ class ModelShape:
                 intermediate=text.intermediate_size,
                 heads=text.num_attention_heads,
                 kv_heads=text.num_key_value_heads,
-                head_dim=text.head_dim,
+                # Not every config names it; then the heads share the hidden width.
+                head_dim=text.to_dict().get("head_dim"),
                 vocab=text.vocab_size,
             )
         except AttributeError as missing:

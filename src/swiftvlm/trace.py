@@ -116,7 +116,7 @@ class Trace:
             if data["format"] != FORMAT:
                 raise TraceError(f"this trace has format {data['format']!r}, this version reads {FORMAT}")
             return cls(tuple(_revive(run) for run in data["runs"]))
-        except (KeyError, TypeError, ValueError) as broken:
+        except (KeyError, TypeError, ValueError, RuntimeError) as broken:
             if isinstance(broken, TraceError):
                 raise
             raise TraceError(f"not a trace written by Trace.to_json: {broken!r}") from None

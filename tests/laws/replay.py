@@ -1,4 +1,4 @@
-"""`Replay` keeps what a run kept, so a test can tell "chose the same" from "computed the same"; `Recorded` listens."""
+"""`Replay` keeps what a run kept, so a test can tell "chose the same" from "computed the same"; `Scored`, `Recorded`."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -52,9 +52,7 @@ class Replay(Method):
         choices = zip(self.original, run.kept, run.anchors, run.candidates, strict=bool(run.kept))
         return tuple(replace(stage, score=Chosen(*choice), measure=None) for stage, *choice in choices)
 
-    def plan(
-        self, shape: ModelShape, visual: int, text: Number, budget: Any = None, preset: str | None = None
-    ) -> Plan:
+    def plan(self, shape: ModelShape, visual: int, text: Number, budget: Any = None, preset: str | None = None) -> Plan:
         """The counts of the run's row with as many visual tokens, or with one less (see `Chosen`)."""
         if not visual or not self.run.kept:
             return Plan(shape.layers, visual, text)
@@ -65,6 +63,26 @@ class Replay(Method):
             for stage, kept, anchors in zip(self.original, self.run.kept, self.run.anchors, strict=True)
         ]
         return Plan(shape.layers, visual, text, tuple(cuts))
+
+
+@dataclass(frozen=True)
+class Scored(Method):
+    """The stages and counts of a method under another score."""
+
+    name: ClassVar[str] = "scored"
+
+    method: Method
+    score: Score
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """The method's stages, each with the given score."""
+        return tuple(replace(stage, score=self.score) for stage in self.method.stages(shape))
+
+    def plan(
+        self, shape: ModelShape, visual: int, text: Number, budget: Any = None, preset: str | None = None
+    ) -> Plan:
+        """The method's plan."""
+        return self.method.plan(shape, visual, text, budget, preset)
 
 
 @dataclass(frozen=True)
@@ -99,9 +117,7 @@ class Recorded(Method):
         """The method's stages, listened to."""
         return tuple(replace(s, score=Listening(s.score, self.heard)) for s in self.method.stages(shape))
 
-    def plan(
-        self, shape: ModelShape, visual: int, text: Number, budget: Any = None, preset: str | None = None
-    ) -> Plan:
+    def plan(self, shape: ModelShape, visual: int, text: Number, budget: Any = None, preset: str | None = None) -> Plan:
         """The method's plan."""
         return self.method.plan(shape, visual, text, budget, preset)
 

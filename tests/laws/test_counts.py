@@ -96,7 +96,14 @@ def test_planned_is_cached_is_counted(method, setting):
 @pytest.mark.parametrize("method", BY_BUDGET.values(), ids=BY_BUDGET)
 @pytest.mark.parametrize(
     ("setting", "budget"),
-    [(SETTINGS[1], 12), (SETTINGS[1], 16), (SETTINGS[6], 25), (SETTINGS[6], 34), (SETTINGS[1], 0.6), (SETTINGS[6], 0.6)],
+    [
+        (SETTINGS[1], 12),
+        (SETTINGS[1], 16),
+        (SETTINGS[6], 25),
+        (SETTINGS[6], 34),
+        (SETTINGS[1], 0.6),
+        (SETTINGS[6], 0.6),
+    ],
     ids=str,
 )
 def test_a_budget_is_never_exceeded(method, setting, budget):

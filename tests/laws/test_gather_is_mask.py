@@ -168,7 +168,9 @@ def test_states_behind_each_stage_are_the_slow_references(rest, family):
     with swiftvlm.prune(model, method) as trace, watching(model) as looks:
         logits = model(**batch_of(model, [row])).logits
     ids = torch.tensor(row.ids)
-    slow = slow_swiftvlm(model, embed_row(model, ids, **features_of(model, row)), ids == IMAGE, len(ids), mode=rest, **SWIFT)
+    slow = slow_swiftvlm(
+        model, embed_row(model, ids, **features_of(model, row)), ids == IMAGE, len(ids), mode=rest, **SWIFT
+    )
     assert [look.hidden.shape[1] for look in looks] == [len(slots) for slots in slow.present]
     for number, stage in enumerate(stages_of(method, model)):
         assert trace.kept[number][0].tolist() == slow.kept[number]

@@ -42,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _note
             # Without any arguments the help is the answer, but nothing was done.
-            build()(args=given or ["--help"], standalone_mode=False)
+            code = build()(args=given or ["--help"], standalone_mode=False)
+        # typer hands an early exit's code (130 after Ctrl-C) back as the value.
+        if isinstance(code, int) and code:
+            return _say("interrupted", code) if code == INTERRUPTED else code
         return 0 if given else BAD
     except UsageError as error:
         return _say(error.format_message(), BAD)

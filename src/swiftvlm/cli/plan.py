@@ -9,7 +9,7 @@ from rich.table import Table
 import swiftvlm
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_shape
 from swiftvlm.flops import exact_total, paper_total
-from swiftvlm.plans import Plan
+from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
 BAR = 48  # columns of the longest bar
@@ -94,5 +94,5 @@ def spans(made: Plan) -> list[tuple[int, int, int, str]]:
     return [(start + 1, end, count, note) for start, end, count, note in stretches]
 
 
-def _share(part: float, whole: float) -> str:
+def _share(part: Number, whole: Number) -> str:
     return f"{100 * part / whole:.1f}%"

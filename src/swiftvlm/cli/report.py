@@ -15,6 +15,7 @@ from swiftvlm.bench import Spread, Timing
 from swiftvlm.families import find_family
 from swiftvlm.figures.patches import draw_patches
 from swiftvlm.inputs.prompts import read_boxes
+from swiftvlm.plans import Number
 from swiftvlm.trace import Run
 
 
@@ -77,7 +78,7 @@ def show(facts: dict[str, Any], saved: Path | None) -> None:
         console.print(f"saved to {saved}", soft_wrap=True)
 
 
-def scaled(value: float, base: int, unit: str) -> str:
+def scaled(value: Number, base: int, unit: str) -> str:
     """A number with the prefix that makes it short: base 1000 (k, M, G, T), 1024 (Ki, Mi, Gi, Ti) or 0 (none)."""
     step = 0
     while base and value >= base and step < 4:

@@ -73,7 +73,7 @@ class Handle:
     def attach(self) -> "Handle":
         """Put the hooks on. Raises `SwiftVLMError` if the model already carries some."""
         # Our own hooks are the only mark we leave on a model, so they also tell whether one is there.
-        if any(isinstance(owner(hook), Handle) for hook in self.model._forward_pre_hooks.values()):
+        if any(isinstance(owner(hook), Handle) for hook in self.decoder._forward_pre_hooks.values()):
             raise SwiftVLMError(
                 f"this {type(self.model).__name__} is already being pruned: leave the other `with swiftvlm.prune(...)`"
             )
@@ -93,7 +93,7 @@ class Handle:
         """Take every hook off; the trace stays. Harmless when nothing is attached."""
         while self._hooks:
             self._hooks.pop().remove()
-        self._current, self._request = None, {}
+        self._current, self._cache, self._request = None, None, {}
         self._slices.clear()
 
     def keeping_all(self, method: Method) -> "Handle":
@@ -120,9 +120,12 @@ class Handle:
     def _on_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
         """Seam (a), outside: what only the generation head is told (labels, logits_to_keep)."""
         self._request = _arguments(model, args, kwargs)
-        if not self.trusted and past_length(self._request.get("past_key_values")) == 0:
-            self.trusted = True
-            check_itself(self, model, self._request)
+        ids = self._request.get("input_ids")
+        if self.trusted or not isinstance(ids, Tensor) or not bool(self.family.visual(self.model, ids).any()):
+            return
+        # Trust is earned by a prompt with an image that passes; one that failed will fail again.
+        check_itself(self, model, self._request)
+        self.trusted = True
 
     def _on_core(self, core: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
         """Seam (a), inside: ids and image inputs of this forward."""
@@ -171,7 +174,7 @@ class Handle:
             check_request(request)
         features = (row[mask] for row, mask in zip(embeds, self.family.visual(self.model, ids), strict=True))
         cells = [self.family.cells(self.model, row) for row in features]
-        return Prefill(self.family, self.decoder, due, prompt, plans, given.get("position_ids"), cells)
+        return Prefill(self.family, self.decoder, due, prompt, plans, given.get("position_ids") if due else None, cells)
 
     def on_layer(self, index: int, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
         """Seam (c): before a decoder layer, cut the states if a stage is due and hand the layer its slices."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from swiftvlm.engine.prefill import Choice, Prefill
@@ -38,7 +37,7 @@ def recorder(
             anchors=_chosen(choices, "anchors"),
             candidates=_chosen(choices, "candidates"),
             groups=_groups(choices),
-            cells=tuple(torch.zeros(0, 4, dtype=torch.long) if row is None else row for row in cells),
+            cells=() if any(row is None for row in cells) else tuple(row for row in cells if row is not None),
             kv_bytes=cache_bytes,
             vanilla_kv_bytes=held * batch * length * shape.layers,
             flops=sum(exact_total(shape, plan) for plan in plans),

@@ -22,8 +22,8 @@ class KeepAll(Method):
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """A stage that reads the layer just run, and one that projects with the next."""
         # One stage of each kind of probe: cached keys and fresh projections.
-        middle = max(shape.layers // 2, 2)
-        return (Stage(1, TextAttention("previous")), Stage(middle, TextAttention("next")))
+        stages = (Stage(1, TextAttention("previous")), Stage(max(shape.layers // 2, 2), TextAttention("next")))
+        return tuple(stage for stage in stages if stage.after < shape.layers)
 
 
 @runtime_checkable

@@ -1,5 +1,5 @@
 """Figures of what pruning did. Functions return matplotlib `Figure`s and touch no global state; the caller saves.
 
-`patches.draw_patches` shows one run on its own picture, `schematic.draw_schematic` the method itself; both share one
-palette. matplotlib is imported only by who imports these modules.
+`patches.draw_patches` shows one run on its own picture: the numbers come from `fates`, the places from `layout`.
+`schematic.draw_schematic` shows the method itself, in the same palette. Only who imports these imports matplotlib.
 """

@@ -23,6 +23,7 @@ from torch import Tensor
 from swiftvlm.errors import TraceError
 from swiftvlm.figures.fates import Fate, Kind, Story, anchors_of, fates
 from swiftvlm.figures.layout import Panel, layout_of
+from swiftvlm.plans import Number
 from swiftvlm.trace import Run
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers. With many groups they repeat: kinds are told apart
@@ -46,7 +47,7 @@ def draw_patches(
     *,
     row: int = 0,
     image_index: int = 0,
-    boxes: Sequence[Sequence[float]] = (),
+    boxes: Sequence[Sequence[Number]] = (),
     title: str = "",
     tile_grid: tuple[int, int] | None = None,
 ) -> Figure:
@@ -78,7 +79,7 @@ def draw_patches(
     return figure
 
 
-def _check_boxes(boxes: Sequence[Sequence[float]]) -> None:
+def _check_boxes(boxes: Sequence[Sequence[Number]]) -> None:
     for box in boxes:
         if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
             raise TraceError(
@@ -142,7 +143,7 @@ def _figure(panels: tuple[Panel, ...], columns: int, title: str) -> tuple[Figure
     return figure, figure.subplots(len(panels), columns, squeeze=False, height_ratios=heights)
 
 
-def _picture(axes: Axes, image: Image, panel: Panel, boxes: Sequence[Sequence[float]], title: str) -> None:
+def _picture(axes: Axes, image: Image, panel: Panel, boxes: Sequence[Sequence[Number]], title: str) -> None:
     """The picture under its grid: one unit a patch, cropped to the patches that exist."""
     left, top, right, bottom = panel.frame(image.width, image.height)
     axes.imshow(np.asarray(image.convert("RGB")), extent=(left, right, bottom, top), zorder=0)

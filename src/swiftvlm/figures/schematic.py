@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from swiftvlm.figures.patches import GONE, GROUPS, WAITING
+from swiftvlm.plans import Number
 
-Point = tuple[float, float]
+Point = tuple[Number, Number]
 
 WIDTH, HEIGHT = 1000, 800  # 1/100 inch, y downwards; so are all lengths below
 INK, SOFT, PAPER, LINE, RAIL = GONE, "#59616D", "#F3F5F8", "#A9B1BD", "#DDE3EA"
@@ -76,7 +77,7 @@ class _Pen:
         self,
         at: Point,
         words: str,
-        size: float = 8,
+        size: Number = 8,
         colour: str = SOFT,
         bold: bool = False,
         ha: Literal["left", "center"] = "center",
@@ -89,7 +90,7 @@ class _Pen:
         )
 
     def box(
-        self, corner: Point, size: Point, fill: str, edge: str, radius: float, dashed: bool = False, zorder: float = 3
+        self, corner: Point, size: Point, fill: str, edge: str, radius: Number, dashed: bool = False, zorder: Number = 3
     ) -> None:
         """A rectangle with round corners, behind every line where `zorder` is 1."""
         shape = f"round,pad=0,rounding_size={radius}"
@@ -98,12 +99,12 @@ class _Pen:
             FancyBboxPatch(corner, *size, shape, fc=fill, ec=edge, lw=0.9, linestyle=line, zorder=zorder)
         )
 
-    def line(self, points: Iterable[Point], colour: str, width: float = 1.5, zorder: float = 2) -> None:
+    def line(self, points: Iterable[Point], colour: str, width: Number = 1.5, zorder: Number = 2) -> None:
         """A line through points."""
         xs, ys = zip(*points, strict=True)
         self.axes.plot(xs, ys, color=colour, linewidth=width, zorder=zorder, solid_joinstyle="round")
 
-    def arrow(self, start: Point, end: Point, colour: str = SOFT, width: float = 1.0) -> None:
+    def arrow(self, start: Point, end: Point, colour: str = SOFT, width: Number = 1.0) -> None:
         """A straight arrow."""
         head = 6 + 2 * width
         self.axes.add_patch(
@@ -120,7 +121,7 @@ class _Pen:
             )
         )
 
-    def token(self, at: Point, kind: str, answer: bool = False, size: float = 12.0) -> None:
+    def token(self, at: Point, kind: str, answer: bool = False, size: Number = 12.0) -> None:
         """One token, or an empty place for "-". A star marks the answer unless it is lost in a mean."""
         corner = at[0] - size / 2, at[1] - size / 2
         fill, edge = LOOKS.get(kind, ("white", LINE))
@@ -129,12 +130,12 @@ class _Pen:
             colour = "white" if kind == "K" else INK
             self.axes.plot(*at, marker="*", markersize=size * 0.55, color=colour, markeredgewidth=0, zorder=5)
 
-    def strip(self, left: float, y: float, places: str) -> None:
+    def strip(self, left: Number, y: Number, places: str) -> None:
         """Eight places side by side."""
         for place, kind in enumerate(places):
             self.token((left + PITCH * (place + 0.5), y), kind, place == ANSWER)
 
-    def stack(self, x: float, places: str, size: float = 15.0) -> None:
+    def stack(self, x: Number, places: str, size: Number = 15.0) -> None:
         """Eight places one above the other; " " leaves one out."""
         for place, kind in enumerate(places):
             if kind != " ":
@@ -170,7 +171,7 @@ def _lanes(pen: _Pen) -> None:
     pen.text((516, 336), "bypass", 8, INK)
 
 
-def _rail(pen: _Pen, start: Point, end: Point, low: float, size: float) -> None:
+def _rail(pen: _Pen, start: Point, end: Point, low: Number, size: Number) -> None:
     """The side lane: down, along `low` with the waiting members, and up again."""
     path = (start, (start[0], low), (end[0], low), end)
     pen.line(path, RAIL, width=size * 1.1, zorder=2)
@@ -240,13 +241,13 @@ def _before_y(pen: _Pen) -> None:
     pen.stack(CHOOSE, FINAL)
 
 
-def _step(pen: _Pen, x: float, name: str, words: str) -> None:
+def _step(pen: _Pen, x: Number, name: str, words: str) -> None:
     """The heading of one step."""
     pen.text((x, 446), name, 9.5, INK, bold=True)
     pen.text((x, 480), words, 7.5)
 
 
-def _bars(pen: _Pen, right: float, scores: tuple[float, ...], chosen: str) -> None:
+def _bars(pen: _Pen, right: Number, scores: tuple[Number, ...], chosen: str) -> None:
     """Scores of the tokens of a stack as bars that end at `right`."""
     for place, (score, kind) in enumerate(zip(scores, chosen, strict=True)):
         corner = right - 44 * score, _row(place) - 4
@@ -254,14 +255,14 @@ def _bars(pen: _Pen, right: float, scores: tuple[float, ...], chosen: str) -> No
         pen.box(corner, (44 * score, 8), colour, colour, 1)
 
 
-def _through(pen: _Pen, start: float, end: float) -> None:
+def _through(pen: _Pen, start: Number, end: Number) -> None:
     """Kept and merged tokens on their way into the layers in between, or out of them."""
     for place, kind in enumerate(MERGED):
         if kind != "-":
             pen.line(((start, _row(place)), (end, _row(place))), LOOKS[kind][0])
 
 
-def _key(pen: _Pen, y: float) -> None:
+def _key(pen: _Pen, y: Number) -> None:
     """What the tokens' looks mean."""
     looks = {".": "not ranked yet", "K": "kept", "ab": "not kept: members of two groups"}
     x = 26.0

@@ -56,6 +56,8 @@ class Method(ABC):
         slots = slots_of(check_stages(self, self.stages(shape), shape), self.merged_share)
         if sum(given is not None for given in (self.counts, budget, preset)) > 1:
             raise BudgetError(f"give one of counts, budget and preset, got {self.counts}, {budget!r} and {preset!r}")
+        if self.counts is not None:
+            self.split(self.counts, len(slots))
         if preset is not None:
             pick_preset(self.presets, preset, self.name)
         if budget is not None:

@@ -22,4 +22,4 @@ class UnsupportedError(SwiftVLMError, RuntimeError):
 
 
 class TraceError(SwiftVLMError, ValueError):
-    """A trace that is empty, or a file that does not hold one."""
+    """A trace that is empty, a file that does not hold one, or a run that a figure cannot place on its image."""

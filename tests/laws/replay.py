@@ -78,9 +78,7 @@ class Scored(Method):
         """The method's stages, each with the given score."""
         return tuple(replace(stage, score=self.score) for stage in self.method.stages(shape))
 
-    def plan(
-        self, shape: ModelShape, visual: int, text: Number, budget: Any = None, preset: str | None = None
-    ) -> Plan:
+    def plan(self, shape: ModelShape, visual: int, text: Number, budget: Any = None, preset: str | None = None) -> Plan:
         """The method's plan."""
         return self.method.plan(shape, visual, text, budget, preset)
 

@@ -13,15 +13,13 @@ from tests.laws.cases import (
     Setting,
     answering,
     every_setting,
-    first_place,
     mixed_batch,
     mixed_rows,
-    stages_of,
     text_ids,
     watching,
 )
 from tests.laws.replay import Recorded
-from tests.support import LAYERS, batch_of
+from tests.support import batch_of
 
 CLOSE = 1e-5
 SWIFT = swiftvlm.SwiftVLM(layers=(2, 4, 6), counts=(5, 999, 7, 999, 999))

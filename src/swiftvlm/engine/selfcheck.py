@@ -54,11 +54,12 @@ def check_itself(handle: Attachable, model: nn.Module, request: dict[str, Any]) 
     except (SwiftVLMError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         raise FamilyError(_failure(model, f"{type(error).__name__}: {error}")) from error
     finally:
+        # Hooks on again also where the check fails: whoever goes on inside the `with` is refused again.
         twin.detach()
+        handle.attach()
     if not torch.equal(plain, kept):
         gap = float((plain - kept).abs().max()) if plain.shape == kept.shape else float("inf")
         raise FamilyError(_failure(model, f"logits moved by up to {gap:.3g}"))
-    handle.attach()
 
 
 def _failure(model: nn.Module, why: str) -> str:

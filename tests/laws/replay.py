@@ -1,4 +1,4 @@
-"""`Replay` keeps what a run kept, so a test can tell "chose the same" from "computed the same"; `Scored`, `Recorded`."""
+"""`Replay` keeps what a run kept: "chose the same" apart from "computed the same". `Scored`, `Recorded`: other scores."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal

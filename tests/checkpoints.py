@@ -20,7 +20,6 @@ from transformers import (
 
 SIDE, PATCH, LAYERS = 56, 7, 8
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
-SIZES = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -37,8 +36,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_checkpoint(folder: Path, family: str) -> Path:
+def save_checkpoint(folder: Path, family: str, *, side: int = SIDE, patch: int = PATCH, layers: int = LAYERS) -> Path:
     """A random model of `family` ("llava" or "llava_next") with its processor in `folder`; 64 patches a view."""
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     vision = CLIPVisionConfig(
@@ -46,13 +46,13 @@ def save_checkpoint(folder: Path, family: str) -> Path:
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        image_size=SIDE,
-        patch_size=PATCH,
+        image_size=side,
+        patch_size=patch,
     )
     text = LlamaConfig(
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=len(tokenizer),
@@ -66,15 +66,15 @@ def save_checkpoint(folder: Path, family: str) -> Path:
         "text_config": text,
         "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
     }
-    shared = {"tokenizer": tokenizer, "patch_size": PATCH, "vision_feature_select_strategy": "default"}
+    shared = {"tokenizer": tokenizer, "patch_size": patch, "vision_feature_select_strategy": "default"}
     shared |= {"num_additional_image_tokens": 1, "chat_template": None}
     if family == "llava":
         model = LlavaForConditionalGeneration(LlavaConfig(**common))
-        processor = LlavaProcessor(image_processor=CLIPImageProcessorPil(**SIZES), **shared)
+        processor = LlavaProcessor(image_processor=CLIPImageProcessorPil(**sizes), **shared)
     else:
         model = LlavaNextForConditionalGeneration(LlavaNextConfig(**common, image_grid_pinpoints=PINPOINTS))
         processor = LlavaNextProcessor(
-            image_processor=LlavaNextImageProcessorPil(**SIZES, image_grid_pinpoints=PINPOINTS), **shared
+            image_processor=LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=PINPOINTS), **shared
         )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from skimage import data
+from sklearn.datasets import load_sample_image
 
 from swiftvlm import Trace
 from swiftvlm.cli import run as run_module
@@ -58,6 +60,28 @@ def test_a_whole_run(family, checkpoints, photo, tmp_path, capsys):
     assert (where / "answer.txt").read_text().startswith(facts["answer"])
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("name", ["astronaut", "china"])
+def test_real_photographs(family, name, checkpoints, tmp_path, capsys):
+    """scikit-image's astronaut (square) and scikit-learn's china.jpg (wide), end to end."""
+    pixels = data.astronaut() if name == "astronaut" else load_sample_image("china.jpg")
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    command = [
+        "run",
+        str(tmp_path / "photo.jpg"),
+        "what?",
+        "--model",
+        checkpoints[family],
+        "--budget",
+        "0.55",
+        "--json",
+    ]
+    assert main([*command, "--max-new-tokens", "2", "--save", str(tmp_path / "out")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["visual_tokens"] == {"llava": 64, "llava_next": 336 if name == "astronaut" else 234}[family]
+    assert Trace.from_json((tmp_path / "out" / "trace.json").read_text()).average_tokens == facts["average_tokens"]
+
+
 def test_streaming_to_a_terminal(checkpoints, photo, capsys):
     """Without --json the answer and a table appear on stdout."""
     assert main(["run", photo, "why?", "--model", checkpoints["llava"], *BUDGET]) == 0
@@ -98,6 +122,10 @@ def test_several_images_and_their_pictures(checkpoints, photo, tmp_path):
         (["--device", "cuda:9"], "not available"),
         (["--max-new-tokens", "0"], "max-new-tokens"),
         (["--bugdet", "3"], "No such option"),
+        (["--layers", "5,3"], "must act after more and more layers, got [5, 2]"),
+        (["--layers", "3,9"], "a model of 8 layers can be cut after layers 1 to 7"),
+        (["--layers", "three"], "--layers are ints with commas, such as 3,11,15, got 'three'"),
+        (["--layers", "3", "--method", "fastv"], "--layers '3' is for --method swiftvlm, not 'fastv'"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_two(extra, message, checkpoints, photo, tmp_path, capsys):

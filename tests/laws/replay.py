@@ -1,4 +1,4 @@
-"""`Replay` keeps what a run kept: "chose the same" apart from "computed the same". `Scored`, `Recorded`: other scores."""
+"""`Replay` keeps what a run kept: "chose the same" apart from "computed the same". `Scored`, `Recorded`: the scores."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal

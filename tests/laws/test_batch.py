@@ -11,13 +11,13 @@ import swiftvlm
 from swiftvlm.methods.base import Method
 from tests.laws.cases import (
     METHODS,
+    PRUNING,
     SETTINGS,
     Setting,
     answering,
+    crossed,
     equal_rows,
-    every_method,
     every_pruning,
-    every_setting,
     last_slot,
     mixed_rows,
     real_tokens,
@@ -73,15 +73,13 @@ def compare_choices(trace: swiftvlm.Trace, own: swiftvlm.Trace, row: int, offset
     assert groups == ([stage[0].tolist() for stage in own.groups] or [[]] * len(groups))
 
 
-@every_method
-@every_setting
+@crossed(METHODS, SETTINGS)
 def test_a_batch_is_its_rows_alone(method, setting):
     """One, two and no image, unequal counts and lengths, both sides of padding; on the left with an answer behind."""
     check_batch(setting, method, mixed_rows(setting.model, seed=200), steps=2 if setting.side == "left" else 0)
 
 
-@every_pruning
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[4]], ids=str)
+@crossed(PRUNING, [SETTINGS[0], SETTINGS[5]])
 def test_padding_far_longer_than_the_row(method, setting):
     """A short row beside one of many times its length, and rows that end in their image."""
     model = setting.model
@@ -89,15 +87,13 @@ def test_padding_far_longer_than_the_row(method, setting):
     check_batch(setting, method, rows)
 
 
-@every_pruning
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[5]], ids=str)
+@crossed(PRUNING, [SETTINGS[3], SETTINGS[4]])
 def test_rows_of_one_length(method, setting):
     """No padding and so no mask of the model's own, until unequal counts need one."""
     check_batch(setting, method, equal_rows(setting.model, seed=215), steps=2)
 
 
-@every_pruning
-@pytest.mark.parametrize("setting", [SETTINGS[3], SETTINGS[7]], ids=str)
+@crossed(PRUNING, [SETTINGS[2], SETTINGS[7]])
 def test_the_order_of_rows_does_not_matter(method, setting):
     """The same rows the other way round keep the same tokens."""
     rows = mixed_rows(setting.model, seed=220)
@@ -112,7 +108,7 @@ def test_the_order_of_rows_does_not_matter(method, setting):
 @every_pruning
 def test_copies_of_a_row_keep_the_same(method):
     """A prompt that is in the batch twice (sampling several answers) is given one choice."""
-    setting = SETTINGS[6]
+    setting = SETTINGS[7]
     row = make_row(setting.model, 230)
     with swiftvlm.prune(setting.model, method) as trace:
         setting.model(**batch_of(setting.model, [row, row, make_row(setting.model, 231, images=0), row]))

@@ -12,13 +12,14 @@ from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage
 from tests.laws.cases import (
+    LEFT,
+    METHODS,
+    PRUNING,
     SETTINGS,
     Setting,
     answering,
+    crossed,
     equal_rows,
-    every_method,
-    every_pruning,
-    every_setting,
     first_place,
     mixed_batch,
     mixed_rows,
@@ -86,29 +87,20 @@ def check_stage(trace: swiftvlm.Trace, number: int, stage: Stage) -> None:
         assert set(of.values()) - {-1} == set(range(len(anchors)))
 
 
-@every_method
-@every_setting
+@crossed(METHODS, SETTINGS)
 def test_planned_is_cached_is_counted(method, setting):
     """By counts, in padded batches of one, two and no image, and with padding that all rows share."""
     check_counts(setting, method, mixed_batch(setting, seed=30, extra=2 if setting.kv_heads == 2 else 0))
 
 
-@pytest.mark.parametrize("method", BY_BUDGET.values(), ids=BY_BUDGET)
-@pytest.mark.parametrize(
-    ("setting", "budget"),
-    [
-        (SETTINGS[1], 12),
-        (SETTINGS[1], 16),
-        (SETTINGS[6], 25),
-        (SETTINGS[6], 34),
-        (SETTINGS[1], 0.6),
-        (SETTINGS[6], 0.6),
-    ],
-    ids=str,
-)
+@crossed(BY_BUDGET, [SETTINGS[1], SETTINGS[7]])
+@pytest.mark.parametrize("budget", ["few", "smallest row", 0.6])
 def test_a_budget_is_never_exceeded(method, setting, budget):
     """By budget: tokens for whole rows, or a fraction of each; the average over layers stays within it."""
-    trace = check_counts(setting, method, mixed_batch(setting, seed=40), budget)
+    batch = mixed_batch(setting, seed=40)
+    sizes = sorted(len(visual_slots(batch, row)) for row in range(4))
+    budget = {"few": sizes[-1] * 3 // 8, "smallest row": sizes[1]}.get(budget, budget)
+    trace = check_counts(setting, method, batch, budget)
     for visual, counts in zip(trace.visual, trace.per_row, strict=True):
         allowed = budget * visual if isinstance(budget, float) else budget
         assert sum(counts) / LAYERS <= allowed + 1e-9
@@ -116,15 +108,13 @@ def test_a_budget_is_never_exceeded(method, setting, budget):
             assert counts == (visual,) * LAYERS
 
 
-@every_pruning
-def test_rows_of_one_length_and_unequal_counts(method):
+@crossed(PRUNING, [SETTINGS[0], SETTINGS[4]])
+def test_rows_of_one_length_and_unequal_counts(method, setting):
     """No padding before the cut, fillers behind it."""
-    for setting in SETTINGS[:1] + SETTINGS[5:6]:
-        check_counts(setting, method, batch_of(setting.model, equal_rows(setting.model)))
+    check_counts(setting, method, batch_of(setting.model, equal_rows(setting.model)))
 
 
-@every_pruning
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[5]], ids=str)
+@crossed(PRUNING, LEFT[:2])
 def test_answers_grow_every_layer_alike(method, setting):
     """Each decoded token adds one entry to every layer's cache, and its layers see exactly what is cached."""
     model, batch = setting.model, batch_of(setting.model, mixed_rows(setting.model)[1:2])

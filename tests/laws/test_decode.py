@@ -9,17 +9,19 @@ from swiftvlm.errors import UnsupportedError
 from swiftvlm.methods.base import Method
 from swiftvlm.trace import Run
 from tests.laws.cases import (
+    LEFT,
     METHODS,
+    PRUNING,
+    RIGHT,
     SETTINGS,
     SWIFT,
     Setting,
     answering,
     bare,
     counted,
+    crossed,
     equal_rows,
-    every_method,
     every_pruning,
-    left_settings,
     mixed_batch,
     stages_of,
     text_ids,
@@ -66,30 +68,26 @@ def same_choices(again: Run, run: Run) -> None:
             assert torch.equal(kept[torch.isin(kept, candidates)], run.kept[number][row])
 
 
-@every_method
-@left_settings
+@crossed(METHODS, LEFT)
 @pytest.mark.parametrize("pieces", [(), (1, 3, 1)], ids=["one by one", "several at once"])
 def test_cache_equals_recompute(method, setting, pieces):
     """Batches of one, two and no image, padded on the left."""
     check_decode(setting, method, mixed_batch(setting, seed=50, extra=1), pieces)
 
 
-@every_method
-@pytest.mark.parametrize("setting", [SETTINGS[1], SETTINGS[4]], ids=str)
+@crossed(METHODS, RIGHT[:2])
 def test_cache_equals_recompute_behind_right_padding(method, setting):
     """Padding stays between prompt and answer; position ids skip it, as `generate` gives them."""
     check_decode(setting, method, mixed_batch(setting, seed=60), positions=True)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"renumbered"}))
-def test_cache_equals_recompute_where_padding_counts_as_distance(name):
+@crossed({name: METHODS[name] for name in METHODS if name != "renumbered"}, RIGHT[2:])
+def test_cache_equals_recompute_where_padding_counts_as_distance(method, setting):
     """Without position ids, the model's own positions count padding; renumbered ones cannot, so they stay out here."""
-    for setting in (SETTINGS[1], SETTINGS[4]):
-        check_decode(setting, METHODS[name], mixed_batch(setting, seed=60))
+    check_decode(setting, method, mixed_batch(setting, seed=60))
 
 
-@every_pruning
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[3], SETTINGS[6]], ids=str)
+@crossed(PRUNING, LEFT)
 def test_cache_equals_recompute_without_a_mask(method, setting):
     """The kernel knows only "causal", also where rows of one length became unequal behind a cut."""
     check_decode(setting, method, bare(batch_of(setting.model, equal_rows(setting.model))))
@@ -105,10 +103,10 @@ def test_cache_equals_recompute_without_a_mask(method, setting):
     ],
     ids=str,
 )
-def test_every_mix_of_fates_decodes(fields):
+@pytest.mark.parametrize("setting", [LEFT[1], LEFT[2]], ids=str)
+def test_every_mix_of_fates_decodes(fields, setting):
     """Other fates, anchors and positions than the defaults."""
-    for setting in (SETTINGS[0], SETTINGS[5]):
-        check_decode(setting, swiftvlm.SwiftVLM(**{**SWIFT, **fields}), mixed_batch(setting, seed=70))
+    check_decode(setting, swiftvlm.SwiftVLM(**{**SWIFT, **fields}), mixed_batch(setting, seed=70))
 
 
 @every_pruning
@@ -120,8 +118,7 @@ def test_a_prompt_that_ends_in_an_image_decodes(method, family):
     check_decode(setting, method, batch_of(setting.model, rows))
 
 
-@every_method
-@left_settings
+@crossed(METHODS, LEFT)
 def test_generate_equals_recompute(method, setting):
     """The logits that `generate` itself saw, for the tokens that it chose."""
     model, batch = setting.model, mixed_batch(setting, seed=90)

@@ -18,7 +18,7 @@ from tests.laws.cases import (
     SWIFT,
     Setting,
     answering,
-    every_method,
+    crossed,
     keeping_all,
     mixed_batch,
     mixed_rows,
@@ -68,22 +68,18 @@ def half(setting: Setting, dtype: torch.dtype) -> Half:
     return Half(setting.family, setting.kv_heads, setting.attn, setting.side, dtype)
 
 
-# Every dtype meets each family, number of key heads, attention and side of padding.
-HALVES = [half(SETTINGS[i], torch.bfloat16) for i in (0, 7)] + [half(SETTINGS[i], torch.float16) for i in (1, 6)]
-LEFT = [half(SETTINGS[i], dtype) for dtype in CLOSE for i in (3, 6)]
-halves = pytest.mark.parametrize("setting", HALVES, ids=str)
-left_halves = pytest.mark.parametrize("setting", LEFT, ids=str)
+# By turns, each method meets the first of each dtype, or the second.
+HALVES = [half(SETTINGS[i], dtype) for dtype, which in zip(CLOSE, ((0, 6), (4, 2)), strict=True) for i in which]
+LEFT = [half(SETTINGS[i], dtype) for dtype in CLOSE for i in (3, 4)]
 
 
-@every_method
-@halves
+@crossed(METHODS, HALVES)
 def test_keeping_everything_is_vanilla(method, setting):
     """Law 1, bit for bit."""
     check_keep_all(setting.model, keeping_all(method), mixed_batch(setting, seed=400))
 
 
-@every_method
-@halves
+@crossed(METHODS, HALVES)
 def test_planned_is_cached_is_counted(method, setting):
     """Law 3, bytes of two a value included."""
     trace = check_counts(setting, method, mixed_batch(setting, seed=410))
@@ -91,8 +87,7 @@ def test_planned_is_cached_is_counted(method, setting):
     assert trace.vanilla_kv_bytes == cached.numel() * 2 * 2 * LAYERS
 
 
-@every_method
-@halves
+@crossed(METHODS, HALVES)
 def test_kept_ascends_at_original_positions(method, setting):
     """Law 5, also where the prompt ends in an image."""
     model = setting.model
@@ -100,8 +95,7 @@ def test_kept_ascends_at_original_positions(method, setting):
     check_last_token(batch, check_kept(model, method, batch))
 
 
-@every_method
-@halves
+@crossed(METHODS, HALVES)
 def test_left_as_found(method, setting):
     """Law 8: same logits afterwards, also when the block raises, no hooks, no attribute more or less."""
     model, batch = setting.model, mixed_batch(setting, seed=430)
@@ -115,8 +109,7 @@ def test_left_as_found(method, setting):
     assert snapshot(model) == attributes
 
 
-@every_method
-@halves
+@crossed(METHODS, HALVES)
 def test_no_ops_are_exact(method, setting):
     """Law 9: text-only prompts whatever the counts; any prompt within an int budget."""
     model = setting.model
@@ -131,15 +124,13 @@ def test_no_ops_are_exact(method, setting):
         assert trace.kept == ()
 
 
-@every_method
-@left_halves
+@crossed(METHODS, LEFT)
 def test_cache_equals_recompute(method, setting):
     """Law 4 to the dtype's tolerance."""
     check_decode(setting, method, mixed_batch(setting, seed=450), close=CLOSE[setting.dtype])
 
 
-@every_method
-@left_halves
+@crossed(METHODS, LEFT)
 def test_logits_under_replay_are_those_of_float32(method, setting):
     """The tokens that float32 keeps, run in half precision, give its logits, wherever the groups are the same."""
     exact, model = setting.exact, setting.model
@@ -168,7 +159,7 @@ def grouped(trace: Any, row: int) -> list[list[int]]:
 @pytest.mark.parametrize("name", ["fastv", "swiftvlm"])
 def test_scores_are_taken_in_float32(name, dtype):
     """Probabilities rounded to half precision would tie; in float32 no two visual tokens share one."""
-    setting = half(SETTINGS[6], dtype)
+    setting = half(SETTINGS[7], dtype)
     recorded = Recorded(METHODS[name])
     with swiftvlm.prune(setting.model, recorded):
         setting.model(**batch_of(setting.model, [make_row(setting.model, 470)]))

@@ -18,11 +18,12 @@ from swiftvlm.stage import Bypass, Stage
 from swiftvlm.trace import Run
 from tests.laws.cases import (
     METHODS,
+    PRUNING,
+    SETTINGS,
     SWIFT,
     Setting,
     alive,
-    every_pruning,
-    every_setting,
+    crossed,
     mixed_batch,
     mixed_rows,
     real_tokens,
@@ -131,8 +132,7 @@ def check_gather_is_mask(setting: Setting, method: Any, batch: dict[str, Tensor]
             torch.testing.assert_close(there, full[row, slots], atol=CLOSE, rtol=CLOSE)
 
 
-@every_pruning
-@every_setting
+@crossed(PRUNING, SETTINGS)
 def test_cutting_equals_hiding(method, setting):
     """Padded batches with one, two and no image; SDPA against the eager full-length run, too."""
     check_gather_is_mask(setting, method, mixed_batch(setting, seed=10))

@@ -14,6 +14,7 @@ from transformers.integrations import flex_attention
 import swiftvlm
 from swiftvlm.errors import UnsupportedError
 from swiftvlm.methods.base import Method
+from swiftvlm.scores import TextAttention, View
 from swiftvlm.trace import Run
 from tests.laws.generation import (
     FAMILIES,
@@ -89,6 +90,26 @@ def test_beams_of_one_prompt_share_one_choice(model, method):
     beams, alone = trace.runs
     for many, one in zip((*beams.kept, *beams.anchors), (*alone.kept, *alone.anchors), strict=True):
         assert [slots.tolist() for slots in many] == [slots.tolist() for slots in one for _ in range(3)]
+
+
+def test_copies_share_one_choice_though_their_scores_round_apart(model, method, monkeypatch):
+    """Beams swap their caches: copies must hold the same tokens however a row rounds its scores (noise, here)."""
+    rate = TextAttention.rate
+
+    def noisy(self: TextAttention, view: View) -> Tensor:
+        scores = rate(self, view)
+        return scores + 0.1 * torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(TextAttention, "rate", noisy)
+    rows = mixed_rows(model)
+    with swiftvlm.prune(model, method) as trace:
+        model.generate(**batch_of(model, rows), max_new_tokens=1, num_beams=2)
+        model(**batch_of(model, [rows[0], rows[2], rows[2], rows[0]]))
+    for stage in trace.runs[0].kept:
+        assert [stage[2 * i].tolist() for i in range(4)] == [stage[2 * i + 1].tolist() for i in range(4)]
+    first, second, third, fourth = trace.runs[1].kept[0]
+    assert second.tolist() == third.tolist()
+    assert first.tolist() != fourth.tolist()  # the noise is large enough to matter, and far copies are on their own
 
 
 def test_sampled_answers_repeat_and_are_exact(model, method):

@@ -2,20 +2,21 @@
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 import swiftvlm
 from swiftvlm.methods.base import Method
 from tests.laws.cases import (
+    LEFT,
+    METHODS,
+    PRUNING,
+    RIGHT,
     SETTINGS,
     answering,
     bare,
+    crossed,
     equal_rows,
-    every_method,
-    every_pruning,
-    every_setting,
     keeping_all,
     mixed_batch,
     real_tokens,
@@ -49,30 +50,26 @@ def check_keep_all(model: nn.Module, method: Any, batch: dict[str, Tensor], mask
     assert trace.per_row == tuple((len(slots),) * LAYERS for slots in every)
 
 
-@every_method
-@every_setting
+@crossed(METHODS, SETTINGS)
 def test_keeping_everything_is_vanilla(method, setting):
     """By counts: padded batches of one, two and no image."""
     check_keep_all(setting.model, keeping_all(method), mixed_batch(setting))
 
 
-@every_method
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[5]], ids=str)
+@crossed(METHODS, LEFT)
 def test_keeping_everything_without_a_mask_is_vanilla(method, setting):
     """No mask is given, the kernel knows only "causal": rows of one length with unequal visual counts."""
     batch = batch_of(setting.model, equal_rows(setting.model))
     check_keep_all(setting.model, keeping_all(method), batch, masked=False)
 
 
-@pytest.mark.parametrize("method", BY_BUDGET.values(), ids=BY_BUDGET)
-@pytest.mark.parametrize("setting", [SETTINGS[1], SETTINGS[6]], ids=str)
+@crossed(BY_BUDGET, RIGHT[:2])
 def test_a_budget_of_everything_is_vanilla(method, setting):
     """By the budget 1.0."""
     check_keep_all(setting.model, method, mixed_batch(setting), budget=1.0)
 
 
-@every_pruning
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[4]], ids=str)
+@crossed(PRUNING, [SETTINGS[0], SETTINGS[5]])
 def test_padding_that_all_rows_share_goes_and_changes_nothing_else(method, setting):
     """A processor padded to a fixed length: a cut removes common padding too, so equality is to rounding."""
     model, batch = setting.model, mixed_batch(setting, extra=3)
@@ -85,8 +82,7 @@ def test_padding_that_all_rows_share_goes_and_changes_nothing_else(method, setti
         torch.testing.assert_close(real_tokens(batch, row, pruned, real), expected, atol=1e-5, rtol=0)
 
 
-@every_pruning
-@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[6]], ids=str)
+@crossed(PRUNING, [SETTINGS[0], SETTINGS[7]])
 def test_keeping_less_is_not_vanilla(method, setting):
     """The checks above can see a cut: with the methods' own counts the logits are fewer, and others."""
     batch = mixed_batch(setting)

@@ -12,14 +12,14 @@ from swiftvlm.methods.base import Method
 from swiftvlm.stage import Stage
 from swiftvlm.trace import Run
 from tests.laws.cases import (
+    METHODS,
     SETTINGS,
     SWIFT,
     Look,
     alive,
     counted,
-    every_method,
+    crossed,
     every_pruning,
-    every_setting,
     last_slot,
     mixed_batch,
     real_tokens,
@@ -99,8 +99,7 @@ def check_last_token(batch: dict[str, Tensor], trace: swiftvlm.Trace) -> None:
         assert trace.text[row] == real - len(visual_slots(batch, row)) >= 1
 
 
-@every_method
-@every_setting
+@crossed(METHODS, SETTINGS)
 def test_kept_ascends_at_original_positions(method, setting):
     """Padded batches; positions as the model counts them, and as `generate` gives them: without padding."""
     batch = mixed_batch(setting, seed=100)

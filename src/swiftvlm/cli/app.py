@@ -43,20 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _note
             # Without any arguments the help is the answer, but nothing was done.
             code = build()(args=given or ["--help"], standalone_mode=False)
-        # typer hands an early exit's code (130 after Ctrl-C) back as the value.
-        if isinstance(code, int) and code:
-            return _say("interrupted", code) if code == INTERRUPTED else code
-        return 0 if given else BAD
-    except UsageError as error:
-        return _say(error.format_message(), BAD)
-    except SwiftVLMError as error:
-        return _say(str(error), BAD)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", INTERRUPTED)
+        code = INTERRUPTED
     except typer.Exit as leaving:
-        return int(leaving.exit_code)
+        code = leaving.exit_code
     except Exception as error:
-        return _say(f"failed: {type(error).__name__}: {error}", FAILED)
+        return _explain(error)
+    if code == INTERRUPTED:
+        return _say("interrupted", INTERRUPTED)
+    # typer hands an early exit's code back as the value, and None after a whole command.
+    return code if isinstance(code, int) and code else BAD * (not given)
+
+
+def _explain(error: Exception) -> int:
+    """One line for what went wrong, and the exit code for whose fault it was."""
+    if isinstance(error, UsageError):
+        return _say(error.format_message(), BAD)
+    if isinstance(error, SwiftVLMError):
+        return _say(str(error), BAD)
+    return _say(f"failed: {type(error).__name__}: {error}", FAILED)
 
 
 def entry() -> None:

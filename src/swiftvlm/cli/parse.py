@@ -7,9 +7,7 @@ import typer
 from transformers import AutoConfig
 
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.methods import METHODS, find_method
-from swiftvlm.methods.base import Method
-from swiftvlm.methods.fastv import RandomTokens
+from swiftvlm.methods import METHODS, Method, RandomTokens, SwiftVLM, find_method
 from swiftvlm.shape import SHAPES, ModelShape
 
 
@@ -41,8 +39,20 @@ def read_shape(text: str) -> ModelShape:
         raise SwiftVLMError(f"--shape {text!r} is no model config that transformers can read ({why})") from None
 
 
-def read_method(name: str, seed: int) -> Method:
-    """The method of that name; the random one draws with `seed`."""
+def read_method(name: str, seed: int = 0, layers: str | None = None) -> Method:
+    """The method of that name; `random` draws with `seed`, `swiftvlm` prunes at `layers` ("3,11,15").
+
+    Raises `SwiftVLMError` for layers that are no list of ints, or are given to a method without such layers.
+    """
+    if layers is not None:
+        if name != SwiftVLM.name:
+            raise SwiftVLMError(f"--layers {layers!r} is for --method {SwiftVLM.name}, not {name!r}")
+        try:
+            return SwiftVLM(layers=tuple(int(layer) for layer in layers.split(",")))
+        except ValueError as error:
+            if isinstance(error, SwiftVLMError):
+                raise
+            raise SwiftVLMError(f"--layers are ints with commas, such as 3,11,15, got {layers!r}") from None
     return RandomTokens(seed=seed) if name == RandomTokens.name else find_method(name)
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 import swiftvlm
-from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_shape
+from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method, read_shape
 from swiftvlm.flops import exact_total, paper_total
 from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
@@ -19,6 +19,7 @@ def plan(
     method: Annotated[str, typer.Option(help=f"One of: {known_methods()}.")] = "swiftvlm",
     budget: Annotated[str | None, typer.Option(help="Average visual tokens (192) or a fraction (0.33).")] = None,
     preset: Annotated[str | None, typer.Option(help="A published setting by name, such as 192.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Pruning layers of swiftvlm, such as 3,11,15.")] = None,
     shape: Annotated[str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, or a config file.")] = "llava-1.5-7b",
     visual_tokens: Annotated[int, typer.Option(help="Visual tokens of the prompt.")] = 576,
     text_tokens: Annotated[int, typer.Option(help="All other tokens of the prompt.")] = 70,
@@ -29,7 +30,9 @@ def plan(
     Example: swiftvlm plan --method swiftvlm --budget 192 --shape llava-1.5-7b
     """
     size = read_shape(shape)
-    made = swiftvlm.plan(method, read_budget(budget), size, visual_tokens, text_tokens, preset)
+    made = swiftvlm.plan(
+        read_method(method, layers=layers), read_budget(budget), size, visual_tokens, text_tokens, preset
+    )
     facts = describe(made, size, method)
     if json:
         print_json(facts)

@@ -45,6 +45,7 @@ def run(
     method: Annotated[str, typer.Option(help=f"One of: {known_methods()}.")] = "swiftvlm",
     budget: Annotated[str | None, typer.Option(help="Average visual tokens (192) or a fraction (0.33).")] = None,
     preset: Annotated[str | None, typer.Option(help="A published setting by name, such as 192.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Pruning layers of swiftvlm, such as 3,11,15.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also answer unpruned, and time both.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     system: Annotated[
@@ -63,7 +64,7 @@ def run(
     """
     # Everything that can be wrong without the model is found before minutes are spent on loading it.
     paths, question = _split(arguments)
-    chosen, allowed = read_method(method, seed), read_budget(budget)
+    chosen, allowed = read_method(method, seed, layers), read_budget(budget)
     style = _system(system)
     check_question(question)
     if dtype not in ("auto", "float32", "bfloat16", "float16"):

@@ -39,8 +39,8 @@ def build_prompt(processor: Any, question: str, images: int, system: System = "t
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
         turns = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(turns, add_generation_prompt=True))
-    frame = VICUNA if system == "vicuna" else PLAIN
-    return frame.format(images="\n".join([processor.image_token] * images), question=question)
+    frames: dict[System, str] = {"vicuna": VICUNA, "template": PLAIN}
+    return frames[system].format(images="\n".join([processor.image_token] * images), question=question)
 
 
 def read_boxes(answer: str) -> list[tuple[float, float, float, float]]:

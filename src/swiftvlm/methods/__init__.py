@@ -6,9 +6,10 @@ from types import MappingProxyType
 
 from swiftvlm.budget import Budget
 from swiftvlm.errors import BudgetError, MethodError
-from swiftvlm.methods.base import Method
-from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
-from swiftvlm.methods.swiftvlm import SwiftVLM
+from swiftvlm.methods.base import Method as Method
+from swiftvlm.methods.fastv import FastV, UniformTokens
+from swiftvlm.methods.fastv import RandomTokens as RandomTokens
+from swiftvlm.methods.swiftvlm import SwiftVLM as SwiftVLM
 from swiftvlm.methods.vanilla import Vanilla
 from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import swiftvlm
-from swiftvlm.errors import FamilyError
+from swiftvlm.errors import FamilyError, UnsupportedError
 from tests.laws.generation import snapshot
 from tests.reference.slow_methods import embed_row, slow_swiftvlm
 from tests.support import IMAGE, PATCH, SIDE, VOCAB, tiny
@@ -257,3 +257,17 @@ def test_a_text_only_prompt_does_not_earn_trust(refused):
         assert torch.equal(model(input_ids=ids).logits, plain)
         with pytest.raises(FamilyError, match=message):
             model(**batch)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"), [("labels", "labels"), ("use_cache", "use_cache"), ("logits_to_keep", "=2")]
+)
+def test_a_wrong_call_is_not_the_familys_fault(told, message):
+    """What is refused for known families is refused in the same words at the first prompt, and the next one passes."""
+    model, batch = vip_llava(), prompt()
+    wrong = {"labels": batch["input_ids"], "use_cache": False, "logits_to_keep": 2}
+    with announced("vipllava"), swiftvlm.prune(model, METHOD) as trace:
+        with pytest.raises(UnsupportedError, match=message):
+            model(**batch, **{told: wrong[told]})
+        model(**batch)
+    assert [run.tokens_per_layer for run in trace] == [(16, 16, 16, 9, 7, 4, 4)]

@@ -18,7 +18,7 @@ from tests.support import IMAGE, LAYERS, Row, batch_of, features_of, make_row, t
 
 STEPS, TIE, CLOSE = 8, 1e-6, 1e-5
 EXAMPLES = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

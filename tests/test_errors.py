@@ -323,6 +323,23 @@ def test_an_unknown_fate_names_the_known(rest):
         swiftvlm.prune(tiny(), method, budget=0.5)
 
 
+@pytest.mark.parametrize(
+    ("field", "typo", "known"),
+    [
+        ("anchors", "stride", "'strided'.*'top'"),
+        ("merged_position", "centre", "'anchor'.*'mean'"),
+        ("positions", "renumber", "'original'.*'renumbered'"),
+        ("softmax_over", "image", "'all'.*'visual'"),
+    ],
+)
+def test_a_misspelt_choice_names_the_known(field, typo, known):
+    """Users run without the type checker that watches these tests; a typo must not silently mean the other choice."""
+    method = SwiftVLM(layers=(3, 5, 6))
+    object.__setattr__(method, field, typo)
+    with pytest.raises(MethodError, match=rf"{field}.*{known}.*'{typo}'"):
+        method.__post_init__()
+
+
 def test_stages_of_a_users_own_are_checked():
     """A bypass with nothing behind it, and one whose next stage reads a map without the restored tokens."""
     last = Made(given=(Stage(2, TextAttention("previous"), Bypass()),))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -83,11 +84,12 @@ def stages_of(method: Method, model: nn.Module) -> tuple[Stage, ...]:
     return method.stages(ModelShape.of(model))
 
 
-def mixed_rows(model: nn.Module, seed: int = 0) -> list[Row]:
+@cache
+def mixed_rows(model: nn.Module, seed: int = 0) -> tuple[Row, ...]:
     """One image; two images; none; one image and a short question. Visual counts differ, so do lengths."""
     sizes = [[(20, 56)], [(28, 28), (20, 56)], None, [(40, 56)]]
     shapes = zip((1, 2, 0, 1), (6, 4, 9, 2), sizes, strict=True)
-    return [make_row(model, seed + i, images=n, text=text, sizes=s) for i, (n, text, s) in enumerate(shapes)]
+    return tuple(make_row(model, seed + i, images=n, text=text, sizes=s) for i, (n, text, s) in enumerate(shapes))
 
 
 def equal_rows(model: nn.Module, seed: int = 0) -> list[Row]:
@@ -104,7 +106,7 @@ def text_ids(rows: int, length: int, seed: int = 0) -> Tensor:
 
 def mixed_batch(setting: Setting, seed: int = 0, extra: int = 0) -> dict[str, Tensor]:
     """`mixed_rows` padded on the setting's side, `extra` more than the longest needs."""
-    return batch_of(setting.model, mixed_rows(setting.model, seed), side=setting.side, extra=extra)
+    return batch_of(setting.model, list(mixed_rows(setting.model, seed)), side=setting.side, extra=extra)
 
 
 def answering(

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from swiftvlm.errors import FamilyError, SwiftVLMError
+from swiftvlm.errors import FamilyError, SwiftVLMError, UnsupportedError
 from swiftvlm.methods.base import Method
 from swiftvlm.scores import TextAttention
 from swiftvlm.shape import ModelShape
@@ -51,6 +51,9 @@ def check_itself(handle: Attachable, model: nn.Module, request: dict[str, Any]) 
             plain = model(**inputs).logits
             twin.attach()
             kept = model(**inputs).logits
+    except UnsupportedError:
+        # A wrong call, not a wrong model: its own error says more.
+        raise
     except (SwiftVLMError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         raise FamilyError(_failure(model, f"{type(error).__name__}: {error}")) from error
     finally:

@@ -48,9 +48,8 @@ def assert_untouched(model: nn.Module, batch: dict[str, Tensor], method: Any, bu
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("rows", [1, 3])
-def test_text_only_prompts_are_vanilla(model, method, side, rows):
+@pytest.mark.parametrize(("rows", "side"), [(1, "left"), (3, "left"), (3, "right")])
+def test_text_only_prompts_are_vanilla(model, method, rows, side):
     """No image, nothing to cut: also in a padded batch, also with counts fixed by hand."""
     batch = batch_of(model, [make_row(model, seed, images=0, text=4 + 3 * seed) for seed in range(rows)], side=side)
     trace = assert_untouched(model, batch, method)
@@ -58,12 +57,11 @@ def test_text_only_prompts_are_vanilla(model, method, side, rows):
 
 
 @pytest.mark.parametrize("method", BY_BUDGET.values(), ids=BY_BUDGET)
-@pytest.mark.parametrize("spare", [0, 1000])
-def test_rows_within_an_int_budget_are_vanilla(model, method, spare):
-    """The largest row has exactly the budget, or far less."""
+def test_rows_within_an_int_budget_are_vanilla(model, method):
+    """The largest row has exactly the budget, the others less."""
     batch = batch_of(model, mixed_rows(model))
     most = int((batch["input_ids"] == IMAGE).sum(1).max())
-    assert_untouched(model, batch, method, budget=most + spare)
+    assert_untouched(model, batch, method, budget=most)
 
 
 @pytest.mark.parametrize("method", BY_BUDGET.values(), ids=BY_BUDGET)

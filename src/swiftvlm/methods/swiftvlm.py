@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset
@@ -15,6 +15,15 @@ PAPER_LAYERS = (3, 11, 15)  # LLaVA-1.5-7B, paper sec. 3.2
 PAPER_DEPTH = 32
 AFTER = (3, 10, 14)  # the same in layers already run: "after layer 3", "before layers 11 and 15"
 Fate = Literal["bypass", "merge", "drop"]
+Anchors = Literal["strided", "top"]
+MergedPosition = Literal["anchor", "mean"]
+SoftmaxOver = Literal["all", "visual"]
+CHOICES = {
+    "anchors": Anchors,
+    "merged_position": MergedPosition,
+    "positions": Positions,
+    "softmax_over": SoftmaxOver,
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,11 @@ class SwiftVLM(Method):
     counts: tuple[int, ...] | None = None
     merged_share: float = 0.2
     rest: Fate | tuple[Fate, ...] = "bypass"
-    anchors: Literal["strided", "top"] = "strided"
+    anchors: Anchors = "strided"
     refine: int = 0
-    merged_position: Literal["anchor", "mean"] = "anchor"
+    merged_position: MergedPosition = "anchor"
     positions: Positions = "original"
-    softmax_over: Literal["all", "visual"] = "all"
+    softmax_over: SoftmaxOver = "all"
     rope: bool = True
 
     def __post_init__(self) -> None:
@@ -65,6 +74,10 @@ class SwiftVLM(Method):
             raise MethodError(f"merged_share is a fraction in [0, 1) of each stage's total, got {self.merged_share}")
         if self.layers is not None and not self.layers:
             raise MethodError(f"layers must name at least one pruning layer, got {self.layers!r}")
+        # Python does not enforce Literal, and a misspelt choice would silently be another method.
+        for name, kind in CHOICES.items():
+            if self.__dict__[name] not in get_args(kind):
+                raise MethodError(f"{name} is one of {get_args(kind)}, got {self.__dict__[name]!r}")
         if self.refine < 0:
             raise MethodError(f"refine counts k-means steps and cannot be negative, got {self.refine}")
 

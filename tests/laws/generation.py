@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 import swiftvlm
@@ -46,6 +48,19 @@ def mixed_rows(model: nn.Module, seed: int = 0) -> list[Row]:
     sizes = [[(40, 56)], None, [(20, 56), (40, 56)], [(20, 56)]]
     images, text = (1, 0, 2, 1), (6, 9, 4, 2)
     return [make_row(model, seed + i, images=images[i], text=text[i], sizes=sizes[i]) for i in range(4)]
+
+
+def copied_rows(model: nn.Module, seed: int = 0) -> list[Row]:
+    """`mixed_rows` for calls that copy prompts (beams, several answers), each at most one image where these are lost.
+
+    Before 5.20 `generate` copies `pixel_values` image by image, so two copies of a prompt with images a, b read
+    a, a and b, b, pruned or not: nothing about such a row can be exact there.
+    """
+    if Version(transformers.__version__) >= Version("5.20"):
+        return mixed_rows(model, seed)
+    sizes = [[(40, 56)], None, [(40, 56)], [(20, 56)]]
+    text = (6, 9, 12, 2)
+    return [make_row(model, seed + i, images=i != 1, text=text[i], sizes=sizes[i]) for i in range(4)]
 
 
 def small_row(model: nn.Module, seed: int = 0, text: int = 6) -> Row:

@@ -19,6 +19,7 @@ from swiftvlm.trace import Run
 from tests.laws.generation import (
     FAMILIES,
     METHODS,
+    copied_rows,
     mixed_rows,
     recomputed,
     replay_of,
@@ -63,7 +64,7 @@ EACH_PAIR = pytest.mark.parametrize(("family", "method"), PAIRS, ids=["llava-swi
 
 def test_beam_scores_are_teacher_forced_log_probabilities(model, method):
     """Every returned beam of a mixed, left-padded batch: its score is the mean log-probability of its tokens."""
-    rows = mixed_rows(model)
+    rows = copied_rows(model)
     batch = batch_of(model, rows)
     length = batch["input_ids"].shape[1]
     with swiftvlm.prune(model, method) as trace:
@@ -83,7 +84,7 @@ def test_beam_scores_are_teacher_forced_log_probabilities(model, method):
 
 def test_beams_of_one_prompt_share_one_choice(model, method):
     """Copies of a prompt keep the same tokens, and the same as the prompt alone."""
-    rows = mixed_rows(model)
+    rows = copied_rows(model)
     with swiftvlm.prune(model, method) as trace:
         model.generate(**batch_of(model, rows), max_new_tokens=1, num_beams=3)
         model.generate(**batch_of(model, rows), max_new_tokens=1)
@@ -101,7 +102,7 @@ def test_copies_share_one_choice_though_their_scores_round_apart(model, method, 
         return scores + 0.1 * torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
 
     monkeypatch.setattr(TextAttention, "rate", noisy)
-    rows = mixed_rows(model)
+    rows = copied_rows(model)
     with swiftvlm.prune(model, method) as trace:
         model.generate(**batch_of(model, rows), max_new_tokens=1, num_beams=2)
         model(**batch_of(model, [rows[0], rows[2], rows[2], rows[0]]))
@@ -114,7 +115,7 @@ def test_copies_share_one_choice_though_their_scores_round_apart(model, method, 
 
 def test_sampled_answers_repeat_and_are_exact(model, method):
     """The same seed samples the same answers, and each step's logits are those of one prefill."""
-    rows = mixed_rows(model)
+    rows = copied_rows(model)
     batch = batch_of(model, rows)
     length = batch["input_ids"].shape[1]
     answers = []

@@ -16,6 +16,8 @@ RANKS = [  # a module imports only from lines above its own
     {"methods", "families"},
     {"engine", "figures"},
     {"bench", "inputs"},
+    {"mini"},
+    {"evaluation"},
     {"cli"},
 ]
 

@@ -5,8 +5,20 @@ from swiftvlm.errors import SwiftVLMError
 from swiftvlm.families import FAMILIES
 from swiftvlm.methods import METHODS, plan
 from swiftvlm.methods.swiftvlm import SwiftVLM
+from swiftvlm.mini import load_mini
 from swiftvlm.plans import Plan
 from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Trace
 
-__all__ = ["FAMILIES", "METHODS", "ModelShape", "Plan", "SwiftVLM", "SwiftVLMError", "Trace", "plan", "prune"]
+__all__ = [
+    "FAMILIES",
+    "METHODS",
+    "ModelShape",
+    "Plan",
+    "SwiftVLM",
+    "SwiftVLMError",
+    "Trace",
+    "load_mini",
+    "plan",
+    "prune",
+]

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from swiftvlm.cli.eval import evaluate
 from swiftvlm.cli.lists import families, methods
 from swiftvlm.cli.plan import plan
 from swiftvlm.cli.run import run
@@ -29,6 +30,7 @@ def build() -> typer.Typer:
     )
     for command in (run, plan, methods, families):
         app.command()(command)
+    app.command(name="eval")(evaluate)
     return app
 
 

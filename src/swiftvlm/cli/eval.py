@@ -1,0 +1,116 @@
+"""`swiftvlm eval`: accuracy of methods at budgets, beside vanilla, on fixed questions."""
+
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+
+from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
+from swiftvlm.cli.report import progress
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.evaluation.journal import Journal
+from swiftvlm.evaluation.run import Cell, Evaluation, fingerprint
+from swiftvlm.evaluation.summary import summarize, table
+from swiftvlm.evaluation.tasks import Task, embedded_task
+from swiftvlm.figures.accuracy import draw_accuracy
+from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.mini import load_mini, pool
+from swiftvlm.shape import ModelShape
+
+WIDE = 132
+METHODS = "vanilla,random,uniform,fastv,swiftvlm"
+
+
+def evaluate(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = ",".join(pool.TASKS),
+    methods: Annotated[str, typer.Option(help=f"Some of: {known_methods()}.")] = METHODS,
+    budgets: Annotated[str, typer.Option(help="Average visual tokens, with commas.")] = "192,128,96",
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task (all 500 if absent).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help=f"The first {pool.QUICK} questions a task.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
+    layers: Annotated[str | None, typer.Option(help="Pruning layers of swiftvlm, such as 3,11,15.")] = None,
+    out: Annotated[Path, typer.Option(help="Result file; a run that was stopped goes on from it.")] = Path("eval.json"),
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the random method.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="The summary as JSON on stdout and nothing else.")] = False,
+) -> None:
+    """Measure accuracy under pruning, resumable, every answer kept.
+
+    Example: swiftvlm eval --quick --methods vanilla,fastv,swiftvlm --budgets 192 --out results/quick.json
+    """
+    count = _limit(limit, quick)
+    wanted = [embedded_task(name.strip(), count) for name in tasks.split(",")]
+    cells = _cells(methods, budgets, layers, seed)
+    if not out.parent.is_dir():
+        raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
+    loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
+    shape = ModelShape.of(loaded)
+    visual = getattr(loaded.config, "image_seq_length", 576)
+    floors = {cell.label: why for cell in cells if (why := cell.floor(shape, visual))}
+    cells = [cell for cell in cells if cell.label not in floors]
+    journal = Journal(out, _header(loaded, wanted))
+    total = len(cells) * sum(len(task.samples) for task in wanted)
+    with progress("answering", total) as tell:
+        Evaluation(loaded, processor, batch).run(wanted, cells, journal, tell)
+    summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
+    journal.finish(summary)
+    figure = draw_accuracy(summary)
+    figure.savefig(out.with_suffix(".png"), dpi=120)
+    if json:
+        print_json(summary)
+        return
+    # A table cut short would hide figures; a file or a pipe gets it whole.
+    console = Console(highlight=False, width=None if Console().width >= WIDE else WIDE)
+    console.print(table(summary, wanted, floors))
+    for label, why in floors.items():
+        console.print(f"{label}: {why}", soft_wrap=True)
+    console.print(_seconds(summary), soft_wrap=True)
+    console.print(f"saved to {out} and {out.with_suffix('.png')}", soft_wrap=True)
+
+
+def _limit(limit: int | None, quick: bool) -> int:
+    if quick and limit is not None:
+        raise SwiftVLMError(f"give --quick or --limit {limit}, not both")
+    return pool.QUICK if quick else pool.SIZE if limit is None else limit
+
+
+def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Cell]:
+    """Every method at every budget; vanilla once, first."""
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
+    limits = [read_budget(text.strip()) for text in budgets.split(",")]
+    cells = [Cell("vanilla", read_method("vanilla"), None)] if "vanilla" in names else []
+    for name in names:
+        if name != "vanilla":
+            chosen = read_method(name, seed, layers if name == "swiftvlm" else None)
+            cells += [Cell(f"{name}@{limit}", chosen, limit) for limit in limits]
+    return cells
+
+
+def _header(model: Any, tasks: list[Task]) -> dict[str, Any]:
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    return {
+        "model": fingerprint(model),
+        "tasks": {"embedded": tasks[0].version},
+        "versions": versions,
+        "hardware": {"device": str(model.device), "machine": platform.machine(), "threads": torch.get_num_threads()},
+    }
+
+
+def _seconds(summary: list[dict[str, Any]]) -> str:
+    """Wall clock a task, all methods together."""
+    sums: dict[str, float] = {}
+    for record in summary:
+        sums[record["task"]] = sums.get(record["task"], 0.0) + record["seconds"]
+    return "wall clock: " + ", ".join(f"{task} {seconds:.0f} s" for task, seconds in sums.items())

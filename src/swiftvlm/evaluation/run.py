@@ -1,0 +1,136 @@
+"""Tasks x methods x budgets on one model: batched, resumable, every picture encoded once for all methods."""
+
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from swiftvlm.engine import prune
+from swiftvlm.errors import BudgetError
+from swiftvlm.evaluation.journal import Journal, Row
+from swiftvlm.evaluation.scorers import score
+from swiftvlm.evaluation.tasks import Sample, Task
+from swiftvlm.inputs.prompts import build_prompt
+from swiftvlm.methods.base import Method
+from swiftvlm.shape import ModelShape
+
+LONGEST = 16  # tokens of an answer; a box has 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one budget; `label` is its name in tables and files."""
+
+    label: str
+    method: Method
+    budget: int | float | None
+
+    def floor(self, shape: ModelShape, visual: int) -> str | None:
+        """Why the budget cannot be met by this method on this model, or None if it can."""
+        try:
+            self.method.plan(shape, visual, 16, self.budget)
+        except BudgetError as error:
+            return str(error)
+        return None
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A short hash of a model's weights: the names, shapes and first 1,024 values of all its parameters."""
+    known = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        known.update(f"{name}{tuple(weight.shape)}".encode())
+        known.update(weight.flatten()[:1024].float().cpu().numpy().tobytes())
+    return known.hexdigest()[:16]
+
+
+def chunks(tasks: Sequence[Task], size: int) -> Iterator[list[Sample]]:
+    """All samples, `size` pictures at a time, those of a picture together and tasks in order within a chunk."""
+    order = {task.name: i for i, task in enumerate(tasks)}
+    samples = [sample for task in tasks for sample in task.samples]
+    images = list(dict.fromkeys(sample.image for sample in sorted(samples, key=lambda s: (len(s.image), s.image))))
+    for start in range(0, len(images), size):
+        here = set(images[start : start + size])
+        yield sorted((sample for sample in samples if sample.image in here), key=lambda s: order[s.task])
+
+
+class Evaluation:
+    """A model with its processor, asked batch by batch."""
+
+    def __init__(self, model: PreTrainedModel, processor: Any, batch: int) -> None:
+        self.model, self.processor, self.batch = model, processor, batch
+        processor.tokenizer.padding_side = "left"
+        # Since transformers 5.20 encoded pictures can be handed to generate; before, every method encodes them anew.
+        self.shares_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+
+    def run(self, tasks: Sequence[Task], cells: Sequence[Cell], journal: Journal, tell: Callable[[int], None]) -> None:
+        """Answer whatever the journal lacks; `tell` gets the number of answers so far."""
+        said = 0
+        for chunk in chunks(tasks, self.batch):
+            missing = [(cell, s) for cell in cells for s in chunk if (cell.label, s.key) not in journal.done]
+            said += len(cells) * len(chunk) - len(missing)
+            tell(said)
+            features = self._encode([sample for _, sample in missing])
+            for (cell, _), found in groupby(missing, key=lambda pair: (pair[0], pair[1].task)):
+                samples = [sample for _, sample in found]
+                for start in range(0, len(samples), self.batch):
+                    part = samples[start : start + self.batch]
+                    journal.add(self._answer(cell, part, features))
+                    said += len(part)
+                    tell(said)
+
+    @torch.no_grad()
+    def _encode(self, samples: list[Sample]) -> dict[str, dict[str, Any]]:
+        """Processor's outputs and encoded features of each picture."""
+        pictures = {sample.image: sample.picture for sample in samples}
+        found: dict[str, dict[str, Any]] = {}
+        for name, make in pictures.items():
+            picture = make()
+            seen = self.processor.image_processor(images=[picture], return_tensors="pt").to(self.model.device)
+            found[name] = {"image": picture, **seen}
+        if self.shares_features and found:
+            pixels = torch.cat([entry["pixel_values"] for entry in found.values()]).to(self.model.dtype)
+            encoder: Any = self.model
+            encoded = encoder.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+            for entry, feature in zip(found.values(), encoded, strict=True):
+                entry["feature"] = feature
+        return found
+
+    @torch.no_grad()
+    def _answer(self, cell: Cell, samples: list[Sample], features: dict[str, dict[str, Any]]) -> list[Row]:
+        prompts = [build_prompt(self.processor, sample.question, 1) for sample in samples]
+        images = [features[sample.image]["image"] for sample in samples]
+        inputs = dict(self.processor(images=images, text=prompts, return_tensors="pt", padding=True))
+        inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+        if self.shares_features:
+            # transformers itself puts a list of tensors here, whatever its annotation says.
+            shared: Any = [features[sample.image]["feature"] for sample in samples]
+            encoded = BaseModelOutputWithPooling(pooler_output=shared)
+            inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+            inputs["mm_encoder_outputs"] = {"image": encoded}
+        model: Any = self.model
+        began = time.perf_counter()
+        with prune(self.model, cell.method, budget=cell.budget) as trace:
+            output = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+        seconds = time.perf_counter() - began
+        run, new = trace.last, output[:, inputs["input_ids"].shape[1] :]
+        answers = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [
+            {
+                "task": sample.task,
+                "cell": cell.label,
+                "key": sample.key,
+                "answer": answer.strip(),
+                "score": score(sample, answer),
+                "tokens": round(sum(run.per_row[i]) / len(run.per_row[i]), 3),
+                "flops": round(run.flops / len(samples)),
+                "seconds": round(seconds / len(samples), 5),
+            }
+            for i, (sample, answer) in enumerate(zip(samples, answers, strict=True))
+        ]

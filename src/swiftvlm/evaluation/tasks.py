@@ -1,0 +1,67 @@
+"""What is evaluated: samples with a question, a true answer, and a picture that is made when it is needed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image
+
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.mini import pool
+from swiftvlm.mini.drawing import draw
+from swiftvlm.mini.questions import LOCALIZATION, TASKS
+from swiftvlm.mini.scenes import SIDE
+from swiftvlm.plans import Number
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question. `image` names the picture (samples of several tasks share it); `box`: shares of its sides."""
+
+    task: str
+    key: str
+    image: str
+    picture: Callable[[], Image.Image]
+    question: str
+    answer: str
+    box: tuple[Number, Number, Number, Number] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named set of samples, versioned; `chance`: accuracy without looking, in [0, 1]."""
+
+    name: str
+    version: int
+    localization: bool
+    chance: Number
+    samples: tuple[Sample, ...]
+
+
+def embedded_task(name: str, limit: int = pool.SIZE, source: str = "test") -> Task:
+    """One of the six tasks of the embedded model, its first `limit` questions.
+
+    Raises:
+        SwiftVLMError: no such task, or a limit outside 1 to 500.
+    """
+    if name not in TASKS:
+        raise SwiftVLMError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
+    if not 1 <= limit <= pool.SIZE:
+        raise SwiftVLMError(f"a task has {pool.SIZE} questions; a limit is 1 to {pool.SIZE}, got {limit}")
+    samples = tuple(_sample(item, source) for item in pool.items(name, limit, source))
+    return Task(name, pool.VERSION, name in LOCALIZATION, pool.chance(name), samples)
+
+
+def _sample(item: pool.Item, source: str) -> Sample:
+    question, seed = item.question, item.scene.seed
+    box = question.box
+    shares = None if box is None else (box.left / SIDE, box.top / SIDE, box.right / SIDE, box.bottom / SIDE)
+    return Sample(
+        question.task,
+        f"{source}/{question.task}/{seed}",
+        f"{source}/{seed}",
+        partial(draw, item.scene),
+        question.text,
+        question.answer,
+        shares,
+    )

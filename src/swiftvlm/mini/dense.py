@@ -1,0 +1,74 @@
+"""Labels for every patch: what the tower and the projector are asked for, besides the answers."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from swiftvlm.mini import codes
+from swiftvlm.mini.scenes import PATCH, SIDE
+from swiftvlm.mini.words import COLORS, KINDS, LETTERS
+
+WEIGHTS = {"code": 0.3, "word": 0.3, "box": 2.0}  # of the losses, so that none drowns the others
+SLOTS = range(codes.SLOTS)
+
+
+class Heads(nn.Module):
+    """What the tower's output is asked for directly; thrown away after training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        letters = len(LETTERS) + 1
+        self.sizes = [len(KINDS) + 2, len(COLORS) + 1, letters, *[letters] * codes.SLOTS, 4]
+        self.patch = nn.Linear(width, sum(self.sizes))
+        self.whole = nn.Linear(width, len(KINDS))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Logits of kind, color, letter and each slot, then box offsets, of every patch."""
+        return torch.split(self.patch(hidden), self.sizes, dim=-1)
+
+
+def patch_loss(heads: Heads, hidden: Tensor, projected: Tensor, labels: codes.Patches) -> dict[str, Tensor]:
+    """Losses of the tower's output (rows, 1 + patches, width) and of its projection against the patches' labels."""
+    first, rest = hidden[:, 0], hidden[:, 1:]
+    kind, color, letter, *slots, offsets = heads(rest)
+    shown = labels.kind > 0
+    core = labels.kind[shown], labels.color[shown], labels.word[shown]
+    rare = torch.where(shown, 1.0, 0.15)
+    every = F.cross_entropy(kind.transpose(1, 2), labels.kind, reduction="none")
+    found = {"kind": (every * rare).sum() / rare.sum()}
+    found["color"] = F.cross_entropy(color[shown], core[1])
+    weight = torch.where(labels.letter > 0, 1.0, 0.01)
+    read = F.cross_entropy(letter.transpose(1, 2), labels.letter, reduction="none")
+    found["letter"] = (read * weight).sum() / weight.sum()
+    sign = core[0] == codes.SIGN
+    if sign.any():
+        found["word"] = torch.stack([F.cross_entropy(slots[i][shown][sign], core[2][sign, i]) for i in SLOTS]).sum()
+    around = (labels.box - labels.spot.repeat(1, 1, 2)) * SIDE / PATCH
+    found["box"] = F.smooth_l1_loss(offsets[shown], around[shown], beta=0.2)
+    there = F.one_hot(labels.kind, len(KINDS) + 2).amax(1)[:, 1:-1].float()
+    found["whole"] = F.binary_cross_entropy_with_logits(heads.whole(first), there)
+    target = codes.encode(labels, projected.shape[-1])
+    wrong = ((projected - target) ** 2).sum(-1)
+    found["code"] = wrong[shown].mean() + 0.3 * wrong[~shown].mean()
+    return found
+
+
+def read_codes(projected: Tensor, labels: codes.Patches) -> dict[str, float]:
+    """How often projected tokens say the right kind, colour, first letter and (to 4 pixels) box edges."""
+    split = torch.split(projected[..., : codes.WIDTH], list(codes.WIDTHS.values()), dim=-1)
+    parts = dict(zip(codes.WIDTHS, split, strict=True))
+    shown = labels.kind > 0
+    sign = labels.kind == codes.SIGN
+    thing = shown & ~sign
+    guess = parts["word"].reshape(*projected.shape[:2], codes.SLOTS, -1).argmax(-1) + 1
+    wave = parts["box"].reshape(*projected.shape[:2], 4, -1) / codes.BOX_SCALE
+    grid = torch.linspace(0, 1, 337, device=projected.device)
+    keys = codes.waves(grid[:, None].expand(-1, 4)).reshape(len(grid), 4, -1)[:, 0]
+    edges = (wave[shown] @ keys.T).argmax(-1) / 336
+    return {
+        "kind": float((parts["kind"].argmax(-1) + 1 == labels.kind)[shown].float().mean()),
+        "color": float((parts["color"].argmax(-1) + 1 == labels.color)[thing].float().mean()),
+        "letters": float((guess == labels.word)[..., :2][sign].float().mean()),
+        "edges": float(((edges - labels.box[shown]).abs() < 4 / 336).float().mean()),
+        "shown": float((parts["shown"].argmax(-1) == (~shown)).float().mean()),
+    }

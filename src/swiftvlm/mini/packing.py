@@ -1,0 +1,101 @@
+"""Many questions behind one picture: the visual tokens are computed once for all of them.
+
+Every question sees the picture and itself, and its positions go on right behind the picture, as if it stood alone.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from swiftvlm.mini.questions import Question, ask
+from swiftvlm.mini.scenes import GRID, Scene
+from swiftvlm.mini.tokens import GAP, tokenizer
+
+MIX = {"ref": 2, "ref+": 2, "refg": 2, "text": 2.5, "gqa": 3, "pope": 1.5}  # shares of the questions in training
+EASY = {"ref": 1, "ref+": 4, "text": 2, "gqa": 3, "pope": 2}  # at the beginning: one look answers them
+PREFIX = 2  # `<s>` and `USER:` before the picture
+
+
+@dataclass
+class Pack:
+    """A batch of packed questions.
+
+    Shapes: `ids`, `labels` (-100 outside the answers), `weights` (of the labels), `places` (positions), `owner` (number
+    of the question from 1, 0 padding), all (rows, text); `questions`: those of each row in order.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    weights: Tensor
+    places: Tensor
+    owner: Tensor
+    questions: list[list[Question]]
+
+
+@lru_cache(maxsize=1)
+def words() -> PreTrainedTokenizerFast:
+    """The tokenizer, made once."""
+    return tokenizer()
+
+
+@lru_cache(maxsize=1)
+def worth() -> Tensor:
+    """How much each token of an answer counts in the loss (vocabulary,).
+
+    A box has ten tokens, four of which say anything; unweighted, they drown the one word of a colour or a yes.
+    """
+    table = torch.full((len(words()),), 1.5)
+    ids = words().get_vocab()
+    table[ids["0.00"] : ids["1.00"] + 1] = 0.4
+    table[[ids[token] for token in ("</s>", "]", "," + GAP, GAP + "[")]] = 0.05
+    return table
+
+
+def draw_questions(rng: random.Random, scene: Scene, count: int, easy: bool = False) -> list[Question]:
+    """Up to `count` questions about a scene in the proportions of `MIX` (or `EASY`), none twice."""
+    mix = EASY if easy else MIX
+    tasks = rng.choices(list(mix), list(mix.values()), k=2 * count)
+    found = dict.fromkeys(question for task in tasks if (question := ask(rng, scene, task, tries=3)))
+    return list(found)[:count]
+
+
+def pack(batch: list[list[Question]], length: int) -> Pack:
+    """Questions with their answers, row by row, cut to what fits into `length` tokens."""
+    told = [(f" {q.text} ASSISTANT:", f" {q.answer}</s>") for row in batch for q in row]
+    asked = iter(words()([one for one, _ in told], add_special_tokens=False).input_ids)
+    answered = iter(words()([two for _, two in told], add_special_tokens=False).input_ids)
+    shape = (len(batch), length)
+    ids, owner = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    labels, places = torch.full(shape, -100), torch.zeros(shape, dtype=torch.long)
+    weights, table = torch.zeros(shape), worth()
+    kept: list[list[Question]] = []
+    for i, row in enumerate(batch):
+        at, inside = 0, []
+        for question in row:
+            first, second = next(asked), next(answered)
+            end = at + len(first) + len(second)
+            if end > length:
+                continue
+            ids[i, at:end] = torch.tensor(first + second)
+            labels[i, end - len(second) : end] = torch.tensor(second)
+            weights[i, end - len(second) : end] = table[second]
+            places[i, at:end] = torch.arange(end - at) + PREFIX + GRID * GRID
+            inside.append(question)
+            owner[i, at:end] = len(inside)
+            at = end
+        kept.append(inside)
+    return Pack(ids, labels, weights, places, owner, kept)
+
+
+def mask(owner: Tensor, seen: int) -> Tensor:
+    """Additive attention mask (rows, 1, n, n) for a prefix of `seen` tokens and packed questions behind it."""
+    everyone = torch.nn.functional.pad(owner + 1, (seen, 0), value=0)  # 0 prefix, 1 padding
+    causal = torch.ones(everyone.shape[1], everyone.shape[1], dtype=torch.bool, device=owner.device).tril()
+    queries, keys = everyone[:, :, None], everyone[:, None, :]
+    allowed = causal & ((keys == 0) | (keys == queries))
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros(allowed.shape, device=owner.device).masked_fill(~allowed, lowest)[:, None]

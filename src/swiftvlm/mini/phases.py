@@ -1,0 +1,223 @@
+"""The three phases of training: what they draw, what they minimise, what they test on held-out scenes."""
+
+import random
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from swiftvlm.mini import codes
+from swiftvlm.mini.dense import WEIGHTS, Heads, patch_loss, read_codes
+from swiftvlm.mini.drawing import draw
+from swiftvlm.mini.forward import answer, answer_loss, see
+from swiftvlm.mini.packing import Pack, draw_questions, pack, words
+from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene, scene
+from swiftvlm.mini.words import TRAIN
+
+JOINT_FROM = 5 * 10**8  # first seed of the scenes that the joint phases are trained on
+EASY_SHARE = 0.1  # of the language phase: few things, plain questions
+QUESTIONS, TEXT = 12, 224  # questions packed behind a picture, and the tokens they may take
+HELD_OUT = 10**9  # seeds of the training pool from here on are never trained on
+
+
+class Phase:
+    """A model and the part of it that is trained, with batches that depend on nothing but the step."""
+
+    name = ""
+
+    def __init__(self, model: LlavaForConditionalGeneration, batch: int, device: torch.device) -> None:
+        self.model, self.batch, self.device = model, batch, device
+        self.extra: nn.Module = nn.Identity()  # what is trained along and thrown away
+        move: nn.Module = model
+        move.to(device)
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that change."""
+        raise NotImplementedError
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a step's batch and figures to log; `progress` from 0 to 1."""
+        raise NotImplementedError
+
+    def test(self) -> dict[str, float]:
+        """Figures on held-out scenes."""
+        raise NotImplementedError
+
+
+def scenes_of(step: int, batch: int, progress: float = 1.0, first: int = 0) -> list[Scene]:
+    """Scenes of a step; crowded ones come later."""
+    least, most = (2, 6) if progress < EASY_SHARE else (4, 6 + round(6 * min(1.0, 3 * progress)))
+    return [scene(TRAIN, first + step * batch + i, objects=(least, most)) for i in range(batch)]
+
+
+def packed(scenes: list[Scene], device: torch.device, easy: bool = False) -> Pack:
+    """Questions about each scene, drawn with its own seed."""
+    asked = [draw_questions(random.Random(one.seed), one, QUESTIONS, easy) for one in scenes]
+    made = pack(asked, TEXT)
+    for name in ("ids", "labels", "weights", "places", "owner"):
+        setattr(made, name, getattr(made, name).to(device))
+    return made
+
+
+def right(logits: Tensor, made: Pack) -> dict[str, float]:
+    """Share of answers that are right word by word, given the words before; boxes: the overlap is at least a half."""
+    guess, labels = logits[:, :-1].argmax(-1).cpu(), made.labels[:, 1:].cpu()
+    owner = made.owner[:, 1:].cpu()
+    zero = first_coordinate()
+    scores: dict[str, list[float]] = defaultdict(list)
+    for i, row in enumerate(made.questions):
+        for j, question in enumerate(row):
+            here = (owner[i] == j + 1) & (labels[i] >= 0)
+            said, true = guess[i][here], labels[i][here]
+            if question.box is None:
+                scores[question.task].append(float(torch.equal(said, true)))
+            else:
+                spoken, box = ((part[1:9:2] - zero).float() / 100 for part in (said, true))
+                scores[question.task].append(float(overlap(spoken, box) >= 0.5))
+    return {task: round(float(np.mean(found)), 3) for task, found in sorted(scores.items())}
+
+
+def first_coordinate() -> int:
+    """Id of the token `0.00`; the other coordinates follow it."""
+    return words().get_vocab()["0.00"]
+
+
+def overlap(one: Tensor, other: Tensor) -> float:
+    """Intersection over union of two boxes."""
+    inner = (torch.minimum(one[2:], other[2:]) - torch.maximum(one[:2], other[:2])).clamp(min=0).prod()
+    areas = [(box[2:] - box[:2]).clamp(min=0).prod() for box in (one, other)]
+    return float(inner / (areas[0] + areas[1] - inner).clamp(min=1e-9))
+
+
+def chosen(kind: Tensor, count: int, seed: int) -> Tensor:
+    """Indexes (rows, count) of visual tokens: all that show something, others at random, in order of place."""
+    noise = torch.rand(kind.shape, generator=torch.Generator().manual_seed(seed))
+    return (noise + (kind > 0)).topk(count, dim=-1).indices.sort(dim=-1).values
+
+
+class Language(Phase):
+    """The language model alone, on the codes of patches, shaken so that it bears a tower that errs."""
+
+    name = "language"
+    visual = 48
+
+    def trained(self) -> list[nn.Parameter]:
+        return [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
+
+    def _read(self, scenes: list[Scene], seed: int, easy: bool = False) -> tuple[Tensor, Pack]:
+        labels = codes.patches(scenes)
+        places = chosen(labels.kind, self.visual // (1 + easy), seed)
+        generator = torch.Generator().manual_seed(seed)
+        labels.box = labels.box + 0.004 * torch.randn(labels.box.shape, generator=generator)
+        vectors = codes.encode(labels, self.model.lm_head.in_features)
+        vectors = vectors.gather(1, places[..., None].expand(-1, -1, vectors.shape[-1]))
+        vectors = vectors + 0.1 * torch.randn(vectors.shape, generator=generator)
+        made = packed(scenes, self.device, easy)
+        return answer(self.model, vectors.to(self.device), places.to(self.device), made), made
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        logits, made = self._read(scenes_of(step, self.batch, progress), step, progress < EASY_SHARE)
+        loss = answer_loss(logits, made)
+        return loss, {"loss": float(loss.detach())}
+
+    @torch.no_grad()
+    def test(self) -> dict[str, float]:
+        logits, made = self._read(scenes_of(0, 48, first=HELD_OUT), 0)
+        return {"held-out loss": float(answer_loss(logits, made)), **right(logits, made)}
+
+
+class Tower(Phase):
+    """The tower and the projector, on crowded pictures of 12 x 12 patches anywhere in the grid."""
+
+    name = "tower"
+    side = SIDE // 2
+
+    def __init__(self, model: LlavaForConditionalGeneration, batch: int, device: torch.device) -> None:
+        super().__init__(model, batch, device)
+        self.heads = Heads(model.model.multi_modal_projector.linear_1.in_features).to(device)
+        self.extra = self.heads
+
+    def trained(self) -> list[nn.Parameter]:
+        seeing = self.model.model.vision_tower, self.model.model.multi_modal_projector
+        unused = {id(weight) for weight in self.model.model.vision_tower.post_layernorm.parameters()}
+        return [p for part in (*seeing, self.extra) for p in part.parameters() if id(p) not in unused]
+
+    def _look(self, seeds: range) -> tuple[dict[str, Tensor], Tensor, codes.Patches]:
+        whole = self.side == SIDE
+        scenes = [scene(TRAIN, seed, side=self.side, objects=(4 if whole else 5, 12)) for seed in seeds]
+        dice = random.Random(scenes[0].seed)
+        room = GRID - self.side // PATCH + 1
+        corners = [(dice.randrange(room), dice.randrange(room)) for _ in scenes]
+        labels = codes.patches(scenes, corners)
+        hidden = see(self.model, pictures(scenes).to(self.device), corners)
+        projected = self.model.model.multi_modal_projector(hidden[:, 1:])
+        for name, value in vars(labels).items():
+            setattr(labels, name, value.to(self.device))
+        return patch_loss(self.heads, hidden, projected, labels), projected, labels
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        losses, _, _ = self._look(range(step * self.batch, (step + 1) * self.batch))
+        return total(losses), {f"{key} loss": float(value.detach()) for key, value in losses.items()}
+
+    @torch.no_grad()
+    def test(self) -> dict[str, float]:
+        _, projected, labels = self._look(range(HELD_OUT, HELD_OUT + 64))
+        return read_codes(projected, labels)
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """The patches' losses in one figure."""
+    return torch.stack([WEIGHTS.get(key, 1.0) * value for key, value in losses.items()]).sum()
+
+
+def pictures(scenes: list[Scene]) -> Tensor:
+    """Scenes as pixels (rows, 3, h, w), 0 to 1."""
+    return torch.from_numpy(np.stack([np.asarray(draw(one)) for one in scenes])).permute(0, 3, 1, 2).float() / 255
+
+
+class Joint(Tower):
+    """Everything on whole scenes: the answers' loss beside the patches'.
+
+    Most steps give the language model only part of the visual tokens, all that show something among them: reading costs
+    less, and what stands elsewhere is not needed.
+    """
+
+    name = "joint"
+    side = SIDE
+    visual, every = 112, 4  # tokens given to the language model; all of them in one step of so many
+
+    def trained(self) -> list[nn.Parameter]:
+        language = self.model.model.language_model
+        return [*super().trained(), *language.parameters(), *self.model.lm_head.parameters()]
+
+    def _read(self, seeds: range, seed: int, count: int) -> tuple[Tensor, Pack, dict[str, Tensor]]:
+        losses, projected, labels = self._look(seeds)
+        places = chosen(labels.kind, count, seed).to(self.device)
+        visual = projected.gather(1, places[..., None].expand(-1, -1, projected.shape[-1]))
+        made = packed([scene(TRAIN, one) for one in seeds], self.device)
+        return answer(self.model, visual, places, made), made, losses
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        first = JOINT_FROM + step * self.batch
+        count = GRID * GRID if step % self.every == 0 else self.visual
+        logits, made, losses = self._read(range(first, first + self.batch), step, count)
+        told = answer_loss(logits, made)
+        figures = {"loss": float(told.detach())}
+        figures |= {f"{key} loss": float(value.detach()) for key, value in losses.items()}
+        return 2.0 * told + total(losses), figures
+
+    @torch.no_grad()
+    def test(self) -> dict[str, float]:
+        logits, made, _ = self._read(range(HELD_OUT, HELD_OUT + 32), 0, GRID * GRID)
+        return {"held-out loss": float(answer_loss(logits, made)), **right(logits, made)}
+
+
+class Deep(Joint):
+    """The same after the language model has been grown to its full depth."""
+
+    name = "deep"
+
+
+PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Language, Tower, Joint, Deep)}

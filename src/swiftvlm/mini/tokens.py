@@ -1,0 +1,78 @@
+"""Tokenizer and processor of the embedded model: whole words, one token a letter of a sign, one token a coordinate."""
+
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+
+from swiftvlm.mini.scenes import PATCH, SIDE
+from swiftvlm.mini.words import COLORS, KINDS, LETTERS, PLURALS
+
+GAP = "\u2581"  # stands for a space, as in Llama's vocabulary
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:")
+PLAIN = (
+    *("where", "read", "what", "how", "is", "are", "there", "many", "the", "a", "an", "to", "of", "or", "and", "next"),
+    *("sign", "thing", "things", "color", "left", "right", "top", "bottom", "above", "below", "small", "large"),
+    *("yes", "no"),
+)
+STARTS = ("Where", "Read", "What", "How", "Is")
+PIECES = rf",{GAP}|{GAP}?\[|{GAP}?\d\.\d\d|{GAP}?[a-z]+|{GAP}?[A-Z]|{GAP}?\d|\?|\.|\]"
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER:{% else %} ASSISTANT:{% endif %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ ' ' + part['text'] }}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}</s>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+
+
+def vocabulary() -> list[str]:
+    """Every token in order of its id."""
+    words = dict.fromkeys([*PLAIN, *COLORS, *KINDS, *PLURALS.values()])
+    numbers = [str(n) for n in range(10)]
+    coordinates = [f"{n / 100:.2f}" for n in range(101)]
+    spaced = [GAP + word for word in (*words, *LETTERS, *numbers, "[")]
+    return [*SPECIAL, *spaced, *LETTERS, *coordinates, "," + GAP, "]", "?", "."]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer; words it does not know become `<unk>`."""
+    ids = {token: i for i, token in enumerate(vocabulary())}
+    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    spoken = [normalizers.Replace(word, word.lower()) for word in STARTS]
+    spaces = [normalizers.Replace(Regex(r"\s+"), GAP)]
+    core.normalizer = normalizers.Sequence([*spoken, *spaces])
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    core.decoder = decoders.Sequence([decoders.Replace(GAP, " "), decoders.Fuse()])
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
+    roles = [AddedToken(role, lstrip=True, normalized=False, special=True) for role in SPECIAL[4:]]
+    core.add_special_tokens(roles)
+    make: Any = PreTrainedTokenizerFast  # transformers leaves its constructors unannotated
+    made: PreTrainedTokenizerFast = make(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        model_max_length=2048,
+    )
+    return made
+
+
+def processor() -> LlavaProcessor:
+    """Images to 336 x 336 pixels, text to ids, one placeholder a patch."""
+    square = {"height": SIDE, "width": SIDE}
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square, resample=3)
+    make: Any = LlavaProcessor
+    made: LlavaProcessor = make(
+        image_processor=images,
+        tokenizer=tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+        num_additional_image_tokens=1,
+    )
+    return made

@@ -1,0 +1,265 @@
+"""Evaluation: scores by hand, results that survive a kill, tables."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from swiftvlm.cli.app import main
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.evaluation.journal import Journal
+from swiftvlm.evaluation.run import chunks
+from swiftvlm.evaluation.scorers import f1, iou, mean, paired, score
+from swiftvlm.evaluation.summary import summarize
+from swiftvlm.evaluation.tasks import Sample, Task, embedded_task
+from swiftvlm.mini import recipe
+from swiftvlm.mini.load import ship
+
+SMALL = recipe.Recipe(
+    width=144, heads=4, layers=6, seed_layers=2, inner=64, tower_width=32, tower_heads=2, tower_layers=1
+)
+pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A folder with a tiny untrained model of the embedded kind."""
+    folder = tmp_path_factory.mktemp("model") / "weights"
+    assert ship(recipe.build(SMALL), folder) < 2**22
+    return str(folder)
+
+
+def sample(answer: str, box=None) -> Sample:
+    """A question with this answer."""
+    return Sample("ref" if box else "text", "k", "i", lambda: Image.new("RGB", (8, 8)), "?", answer, box)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ((0, 0, 2, 2), (0, 0, 2, 2), 1.0),
+        ((0, 0, 2, 2), (1, 0, 3, 2), 2 / 6),
+        ((0, 0, 2, 2), (2, 0, 3, 2), 0.0),
+        ((0, 0, 4, 4), (1, 1, 3, 3), 4 / 16),
+        ((0, 0, 0, 0), (0, 0, 0, 0), 0.0),
+    ],
+)
+def test_overlap_by_hand(one, other, expected):
+    """Intersection over union of boxes that can be counted."""
+    assert iou(one, other) == pytest.approx(expected)
+    assert iou(other, one) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("[0.10, 0.10, 0.30, 0.30]", 1.0),
+        ("it is at [0.10, 0.10, 0.30, 0.20]", 1.0),  # exactly half
+        ("[0.10, 0.10, 0.30, 0.19]", 0.0),
+        ("[0.30, 0.30, 0.10, 0.10]", 0.0),
+        ("on the left", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_boxes_count_from_half(said, right):
+    """A box counts if it overlaps the true one by at least half; what is no box does not."""
+    assert score(sample("[0.10, 0.10, 0.30, 0.30]", (0.1, 0.1, 0.3, 0.3)), said) == right
+
+
+@pytest.mark.parametrize(("said", "right"), [("FAX", 1.0), (" FAX ", 1.0), ("FA", 0.0), ("fax", 0.0), ("", 0.0)])
+def test_words_count_as_a_whole(said, right):
+    """Words must be the very words; space around them does not matter."""
+    assert score(sample("FAX"), said) == right
+
+
+def test_means_and_errors_by_hand():
+    """Four answers, three right: 0.75 with a standard error of 0.25; paired differences likewise; F1."""
+    assert mean([1, 1, 1, 0]) == (0.75, pytest.approx(0.25))
+    assert mean([1]) == (1.0, 0.0)
+    assert paired([1, 1, 0, 0], [1, 0, 0, 0]) == (0.25, pytest.approx(0.25))
+    with pytest.raises(ValueError, match="0 values"):
+        mean([])
+    with pytest.raises(ValueError, match="shorter"):
+        paired([1, 1], [1])
+    assert f1([True, True, False, False], [True, False, True, False]) == pytest.approx(0.5)
+    assert f1([False], [True]) == 0.0
+
+
+def test_summaries_by_hand():
+    """Accuracy relative to vanilla on the same samples, and POPE's F1 of `yes`."""
+
+    def row(cell, key, right, answer="yes"):
+        return {"task": "pope", "cell": cell, "key": key, "answer": answer, "score": right} | {
+            "tokens": 10.0,
+            "flops": 5,
+            "seconds": 0.5,
+        }
+
+    rows = [row("vanilla", "a", 1.0), row("vanilla", "b", 1.0, "no"), row("vanilla", "c", 0.0)]
+    rows += [row("fastv@5", "a", 0.0, "no"), row("fastv@5", "b", 1.0, "no")]
+    whole, cut = summarize(rows, ["vanilla", "fastv@5"])
+    assert (whole["accuracy"], whole["samples"], whole["seconds"]) == (pytest.approx(2 / 3), 3, 1.5)
+    assert whole["f1"] == pytest.approx(2 / 3)  # said yes, no, yes where yes, no, no is true
+    assert (cut["relative"], cut["change"], cut["f1"]) == (0.5, -0.5, 0.0)
+
+
+def test_tasks_know_their_limits():
+    """Wrong names and limits are told; keys are unique; a shorter task is the beginning of a longer one."""
+    with pytest.raises(SwiftVLMError, match=r"no task is called 'reff'; there are ref, ref\+"):
+        embedded_task("reff")
+    with pytest.raises(SwiftVLMError, match="a limit is 1 to 500, got 501"):
+        embedded_task("ref", 501)
+    short, long = embedded_task("ref", 5), embedded_task("ref", 9)
+    assert [s.key for s in short.samples] == [s.key for s in long.samples[:5]]
+    assert len({s.key for s in long.samples}) == 9
+
+
+def test_chunks_keep_pictures_together():
+    """All questions of a picture come in one chunk, each exactly once."""
+    tasks = [embedded_task(name, 12) for name in ("ref", "pope")]
+    found = list(chunks(tasks, 4))
+    keys = [s.key for chunk in found for s in chunk]
+    assert sorted(keys) == sorted(s.key for task in tasks for s in task.samples)
+    pictures = [{s.image for s in chunk} for chunk in found]
+    assert all(len(here) <= 4 for here in pictures)
+    assert sum(map(len, pictures)) == len(set().union(*pictures))
+
+
+HEADER = {"model": "m", "tasks": {"embedded": 1}}
+ROWS = [{"cell": "c", "key": str(i), "score": 1.0} for i in range(4)]
+
+
+def test_a_journal_goes_on(tmp_path):
+    """Batches survive; half a line does not; a finished file can be extended; nothing is there twice."""
+    path = tmp_path / "out.json"
+    first = Journal(path, HEADER)
+    first.add(ROWS[:2])
+    part = tmp_path / "out.json.part"
+    with part.open("a") as file:
+        file.write('[{"cell": "c", "key": "2", "sc')
+    second = Journal(path, HEADER)
+    assert second.rows == ROWS[:2]
+    second.add(ROWS[2:3])
+    second.finish([])
+    assert not part.exists()
+    third = Journal(path, HEADER)
+    assert third.done == {("c", "0"), ("c", "1"), ("c", "2")}
+    third.add(ROWS[3:])
+    # Killed between the finished file and the removal of the part: no row counts twice.
+    left = part.read_bytes()
+    third.finish([])
+    part.write_bytes(left)
+    assert Journal(path, HEADER).rows == ROWS
+    assert json.loads(path.read_text())["header"]["model"] == "m"
+
+
+def test_a_journal_refuses_what_is_not_its_own(tmp_path):
+    """Another model, other questions, or no result file at all: told, and left as it is."""
+    path = tmp_path / "out.json"
+    Journal(path, HEADER).finish([])
+    with pytest.raises(SwiftVLMError, match=r"another model \('m', now 'n'\); give another --out"):
+        Journal(path, {**HEADER, "model": "n"})
+    with pytest.raises(SwiftVLMError, match="another tasks"):
+        Journal(path, {**HEADER, "tasks": {"embedded": 2}})
+    path.write_text("hello")
+    with pytest.raises(SwiftVLMError, match="is no result file"):
+        Journal(path, HEADER)
+    assert path.read_text() == "hello"
+
+
+COMMAND = ["eval", "--limit", "3", "--batch", "2", "--tasks", "ref,pope", "--methods", "vanilla,fastv,swiftvlm"]
+
+
+def stripped(path) -> list:
+    """Rows without their times, in a fixed order."""
+    rows = json.loads(path.read_text())["rows"]
+    return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
+
+
+def test_a_killed_run_goes_on_elsewhere(untrained, tmp_path, capsys):
+    """kill -9 in the middle, the files moved, the same command again: the rows of an undisturbed run, once each."""
+    whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
+    base = [*COMMAND, "--model", untrained, "--dtype", "float32", "--budgets", "0.6"]
+    assert main([*base, "--out", str(whole), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert {record["cell"] for record in summary} == {"vanilla", "fastv@0.6", "swiftvlm@0.6"}
+    code = "from swiftvlm.cli.app import entry; entry()"
+    process = subprocess.Popen([sys.executable, "-c", code, *base, "--out", str(killed)], stderr=subprocess.DEVNULL)
+    part = killed.with_name("killed.json.part")
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and (not part.exists() or part.read_bytes().count(b"\n") < 3):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists(), "the run ended before it could be killed"
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    os.rename(part, moved / part.name)
+    assert main([*base, "--out", str(moved / "killed.json")]) == 0
+    assert stripped(moved / "killed.json") == stripped(whole)
+    assert Image.open(moved / "killed.png").width > 300
+
+
+def test_a_budget_below_the_floor_is_a_dash(untrained, tmp_path, capsys):
+    """A budget that a method cannot meet has a row of dashes and its reason; the others are measured."""
+    base = [*COMMAND[:6], "ref", "--model", untrained, "--dtype", "float32", "--limit", "1"]
+    base = ["eval", "--limit", "1", "--tasks", "ref", "--model", untrained, "--dtype", "float32"]
+    out = str(tmp_path / "x.json")
+    assert main([*base, "--methods", "vanilla,fastv,swiftvlm", "--budgets", "250", "--out", out]) == 0
+    shown = capsys.readouterr().out
+    assert "swiftvlm@250" in shown
+    assert "cannot be reached" in shown
+    assert {row["cell"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]} == {"vanilla", "fastv@250"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--quick", "--limit", "3"], "give --quick or --limit 3, not both"),
+        (["--tasks", "ref,foo"], "no task is called 'foo'"),
+        (["--methods", "fastw"], "fastw"),
+        (["--budgets", "many"], "'many'"),
+        (["--out", "nowhere/x.json"], "there is no folder nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(extra, message, capsys):
+    """Wrong options end with 2 and one line that names them."""
+    assert main(["eval", *extra]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_pictures_are_encoded_once(untrained):
+    """A picture's features are computed once for all methods where transformers lets them be shared."""
+    from swiftvlm.evaluation.run import Cell, Evaluation
+    from swiftvlm.inputs.checkpoint import load_checkpoint
+    from swiftvlm.methods import find_method
+
+    model, processor = load_checkpoint(untrained, "float32")
+    calls: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    evaluation = Evaluation(model, processor, 4)
+    if not evaluation.shares_features:
+        pytest.skip("this transformers encodes inside generate")
+
+    class Kept(Journal):
+        def __init__(self) -> None:
+            self.rows, self.done = [], set()
+
+        def add(self, rows):
+            self.rows += rows
+
+    task = replace(embedded_task("ref", 2))
+    assert isinstance(task, Task)
+    cells = [Cell("vanilla", find_method("vanilla"), None), Cell("fastv@0.6", find_method("fastv"), 0.6)]
+    journal = Kept()
+    evaluation.run([task], cells, journal, lambda said: None)
+    assert len(journal.rows) == 4
+    assert len(calls) == 1

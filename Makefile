@@ -6,7 +6,7 @@ OLDEST := build/oldest
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: test check laws test-oldest clean
+.PHONY: test check laws test-oldest demo clean
 
 test: check
 	$(BIN)/python -m pytest -n auto
@@ -18,6 +18,10 @@ check: $(VENV)/ready
 
 laws: $(VENV)/ready
 	$(BIN)/python -m pytest tests/laws
+
+# The embedded model answers a question unpruned, with FastV and with SwiftVLM; the picture goes to build/demo.
+demo: $(VENV)/ready
+	$(BIN)/swiftvlm run --save build/demo
 
 # Every law at the oldest transformers that is supported.
 test-oldest: $(OLDEST)/ready

@@ -14,7 +14,8 @@ from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
 from swiftvlm.evaluation.run import Cell, Evaluation, fingerprint
-from swiftvlm.evaluation.summary import summarize, table
+from swiftvlm.evaluation.summary import summarize
+from swiftvlm.evaluation.tables import table
 from swiftvlm.evaluation.tasks import Task, embedded_task
 from swiftvlm.figures.accuracy import draw_accuracy
 from swiftvlm.inputs.checkpoint import load_checkpoint
@@ -53,23 +54,24 @@ def evaluate(
         raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
     loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
     shape = ModelShape.of(loaded)
-    visual = getattr(loaded.config, "image_seq_length", 576)
-    floors = {cell.label: why for cell in cells if (why := cell.floor(shape, visual))}
+    floors = {cell.label: why for cell in cells if (why := cell.floor(shape, pool.VISUAL))}
     cells = [cell for cell in cells if cell.label not in floors]
     journal = Journal(out, _header(loaded, wanted))
-    total = len(cells) * sum(len(task.samples) for task in wanted)
-    with progress("answering", total) as tell:
+    with progress("answering", len(cells) * sum(len(task.samples) for task in wanted)) as tell:
         Evaluation(loaded, processor, batch).run(wanted, cells, journal, tell)
     summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
     journal.finish(summary)
-    figure = draw_accuracy(summary)
-    figure.savefig(out.with_suffix(".png"), dpi=120)
+    draw_accuracy(summary).savefig(out.with_suffix(".png"), dpi=120)
     if json:
         print_json(summary)
-        return
+    else:
+        _show(summary, wanted, floors, out)
+
+
+def _show(summary: list[dict[str, Any]], tasks: list[Task], floors: dict[str, str], out: Path) -> None:
     # A table cut short would hide figures; a file or a pipe gets it whole.
     console = Console(highlight=False, width=None if Console().width >= WIDE else WIDE)
-    console.print(table(summary, wanted, floors))
+    console.print(table(summary, tasks, floors))
     for label, why in floors.items():
         console.print(f"{label}: {why}", soft_wrap=True)
     console.print(_seconds(summary), soft_wrap=True)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TextStreamer
 
 import swiftvlm
 from swiftvlm.bench import Timing, time_pairs
+from swiftvlm.cli.demo import ONLY_SCENES, demo
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
 from swiftvlm.cli.report import facts_of, progress, show, write_picture
 from swiftvlm.cli.saving import Writer, check_folder, save_all
@@ -18,6 +19,7 @@ from swiftvlm.errors import SwiftVLMError
 from swiftvlm.inputs.checkpoint import load_checkpoint
 from swiftvlm.inputs.images import open_image, pad_to_square
 from swiftvlm.inputs.prompts import System, build_prompt, check_question
+from swiftvlm.mini import load_mini
 from swiftvlm.trace import Trace
 
 PAIRS, TIMED_TOKENS = 5, 8
@@ -39,9 +41,11 @@ class Session:
 
 def run(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Images ('-': stdin), a question.")
-    ],
-    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id.")],
+        list[str] | None, typer.Argument(metavar="IMAGE... QUESTION", help="Images ('-': stdin), a question.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
+    ] = None,
     method: Annotated[str, typer.Option(help=f"One of: {known_methods()}.")] = "swiftvlm",
     budget: Annotated[str | None, typer.Option(help="Average visual tokens (192) or a fraction (0.33).")] = None,
     preset: Annotated[str | None, typer.Option(help="A published setting by name, such as 192.")] = None,
@@ -60,10 +64,15 @@ def run(
 ) -> None:
     """Ask a question about images with visual tokens pruned.
 
+    Without an image and --model, the embedded model shows three methods on a scene of its own.
+
     Example: swiftvlm run photo.jpg "What is on the sign?" --model llava-hf/llava-1.5-7b-hf --budget 192 --compare
     """
+    if not arguments and model is None:
+        demo(read_budget(budget), save, json)
+        return
     # Everything that can be wrong without the model is found before minutes are spent on loading it.
-    paths, question = _split(arguments)
+    paths, question = _split(arguments or [])
     chosen, allowed = read_method(method, seed, layers), read_budget(budget)
     style = _system(system)
     check_question(question)
@@ -72,8 +81,7 @@ def run(
     if save is not None:
         check_folder(save)
     images = [open_image(path) for path in paths]
-    with progress(f"loading {model}"):
-        loaded, processor = load_checkpoint(model, dtype, device)
+    loaded, processor = _load(model, dtype, device)
     session = _prepare(loaded, processor, images, question, style, pad)
     handle = swiftvlm.prune(loaded, chosen, budget=allowed, preset=preset)
     _answer(session, handle, compare, max_new_tokens, quiet=json)
@@ -86,7 +94,17 @@ def run(
         show(facts, save)
 
 
+def _load(name: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+    if name is None:
+        typer.echo(f"swiftvlm: note: {ONLY_SCENES}", err=True)
+        return load_mini()
+    with progress(f"loading {name}"):
+        return load_checkpoint(name, dtype, device)
+
+
 def _split(arguments: list[str]) -> tuple[list[str], str]:
+    if not arguments:
+        raise SwiftVLMError("give at least one image and a question, got neither")
     *paths, question = arguments
     if not paths:
         raise SwiftVLMError(f"give at least one image and a question, got only {question!r}")

@@ -1,5 +1,6 @@
 """What is evaluated: samples with a question, a true answer, and a picture that is made when it is needed."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +11,16 @@ from swiftvlm.errors import SwiftVLMError
 from swiftvlm.mini import pool
 from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.questions import LOCALIZATION, TASKS
-from swiftvlm.mini.scenes import SIDE
+from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene
 from swiftvlm.plans import Number
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. `image` names the picture (samples of several tasks share it); `box`: shares of its sides."""
+    """One question. `image` names the picture (samples of several tasks share it); `box`: shares of its sides.
+
+    `shown`: the patches, row by row, that any thing or sign of the picture touches.
+    """
 
     task: str
     key: str
@@ -25,6 +29,7 @@ class Sample:
     question: str
     answer: str
     box: tuple[Number, Number, Number, Number] | None = None
+    shown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,4 +69,15 @@ def _sample(item: pool.Item, source: str) -> Sample:
         question.text,
         question.answer,
         shares,
+        _touched(item.scene),
     )
+
+
+def _touched(scene: Scene) -> tuple[int, ...]:
+    """Indexes of the patches that a box of the scene covers in part."""
+    found = set()
+    for box in [*(thing.box for thing in scene.things), *(sign.box for sign in scene.signs)]:
+        left, top, right, bottom = (value / PATCH for value in box)
+        rows, columns = range(int(top), min(GRID, math.ceil(bottom))), range(int(left), min(GRID, math.ceil(right)))
+        found |= {row * GRID + column for row in rows for column in columns}
+    return tuple(sorted(found))

@@ -1,6 +1,6 @@
 """Muon in single precision: torch's own works in bfloat16, which CPUs without it multiply fifty times slower."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
+    def step(self, closure: Any = None) -> Any:
+        """One update of every matrix that has a gradient; `closure` is not called."""
         for group in self.param_groups:
             for weight in (weight for weight in group["params"] if weight.grad is not None):
                 kept = self.state[weight].setdefault("momentum", torch.zeros_like(weight))

@@ -4,7 +4,7 @@ Every question sees the picture and itself, and its positions go on right behind
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -53,6 +53,12 @@ def worth() -> Tensor:
     table[ids["0.00"] : ids["1.00"] + 1] = 0.4
     table[[ids[token] for token in ("</s>", "]", "," + GAP, GAP + "[")]] = 0.05
     return table
+
+
+def moved(made: Pack, device: torch.device) -> Pack:
+    """The pack with its tensors on a device."""
+    tensors = {name: value.to(device) for name, value in vars(made).items() if isinstance(value, Tensor)}
+    return replace(made, **tensors)
 
 
 def draw_questions(rng: random.Random, scene: Scene, count: int, easy: bool = False) -> list[Question]:

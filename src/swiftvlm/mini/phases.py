@@ -12,7 +12,7 @@ from swiftvlm.mini import codes
 from swiftvlm.mini.dense import WEIGHTS, Heads, patch_loss, read_codes
 from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.forward import answer, answer_loss, see
-from swiftvlm.mini.packing import Pack, draw_questions, pack, words
+from swiftvlm.mini.packing import Pack, draw_questions, moved, pack, words
 from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene, scene
 from swiftvlm.mini.words import TRAIN
 
@@ -55,10 +55,7 @@ def scenes_of(step: int, batch: int, progress: float = 1.0, first: int = 0) -> l
 def packed(scenes: list[Scene], device: torch.device, easy: bool = False) -> Pack:
     """Questions about each scene, drawn with its own seed."""
     asked = [draw_questions(random.Random(one.seed), one, QUESTIONS, easy) for one in scenes]
-    made = pack(asked, TEXT)
-    for name in ("ids", "labels", "weights", "places", "owner"):
-        setattr(made, name, getattr(made, name).to(device))
-    return made
+    return moved(pack(asked, TEXT), device)
 
 
 def right(logits: Tensor, made: Pack) -> dict[str, float]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from swiftvlm.mini.questions import LOCALIZATION, TASKS, Question, ask
-from swiftvlm.mini.scenes import Scene, scene
+from swiftvlm.mini.scenes import GRID, Scene, scene
 from swiftvlm.mini.words import POOLS
 from swiftvlm.plans import Number
 
 VERSION = 1
 SIZE, QUICK = 500, 50
+VISUAL = GRID * GRID  # tokens of a picture
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,4 @@ def patches_covered(task: str) -> Number:
     return sum(box.area for box in boxes if box) / len(boxes) / 14**2
 
 
-__all__ = ["QUICK", "SIZE", "TASKS", "VERSION", "Item", "chance", "items", "patches_covered"]
+__all__ = ["QUICK", "SIZE", "TASKS", "VERSION", "VISUAL", "Item", "chance", "items", "patches_covered"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from swiftvlm.mini.language import Phrase, beyond, fits, looks, placed, relations
+from swiftvlm.mini.language import SIDES, Phrase, beyond, fits, fitting, looks, placed, relations
 from swiftvlm.mini.scenes import SIDE, Box, Scene, Thing
 from swiftvlm.mini.words import COLORS, KINDS, PLURALS
 
@@ -84,46 +84,45 @@ def text(rng: random.Random, scene: Scene) -> Question | None:
 
 def _attribute(rng: random.Random, scene: Scene) -> Question | None:
     thing = _pick(rng, scene)
-    if rng.random() < 0.5:
-        plain = [phrase for phrase in looks(rng, thing) if phrase.color is None]
-        found = next((phrase for phrase in plain if fits(scene, thing, phrase)), None)
-        return Question("gqa", "color", f"what color is the {found}?", thing.color) if found else None
+    return _color(rng, scene, thing) if rng.random() < 0.5 else _kind(rng, scene, thing)
+
+
+def _color(rng: random.Random, scene: Scene, thing: Thing) -> Question | None:
+    plain = (phrase for phrase in looks(rng, thing) if phrase.color is None)
+    found = next((phrase for phrase in plain if fits(scene, thing, phrase)), None)
+    return Question("gqa", "color", f"what color is the {found}?", thing.color) if found else None
+
+
+def _kind(rng: random.Random, scene: Scene, thing: Thing) -> Question | None:
+    """What stands somewhere in a colour; another thing of that colour must clearly stand on the other side."""
     told = next(relations(rng, scene, thing), None)
-    same = [other for other in scene.things if other.color == thing.color]
-    if len(same) == 1:
+    same = [other for other in scene.things if other.color == thing.color and other is not thing]
+    if not same:
         return Question("gqa", "kind", f"what is the {thing.color} thing?", thing.kind)
-    if told is None:
+    if told is None or not all(_other_side(scene, other, told) for other in same):
         return None
-    # Only things that are clearly not on that side may share the colour.
-    phrase = replace(Phrase(thing.kind, thing.color), beside=(told,))
-    if any(fits(scene, other, replace(phrase, kind=other.kind)) for other in same if other is not thing):
-        return None
-    if len({other.kind for other in same}) < len(same) or not fits(scene, thing, phrase):
-        return None
-    clear = all(_other_side(scene, other, told) for other in same if other is not thing)
-    question = f"what is the {thing.color} thing {told[0]} the {told[1]}?"
-    return Question("gqa", "kind", question, thing.kind) if clear else None
+    return Question("gqa", "kind", f"what is the {thing.color} thing {told[0]} the {told[1]}?", thing.kind)
 
 
 def _other_side(scene: Scene, thing: Thing, told: tuple[str, Phrase]) -> bool:
     """Whether a thing stands clearly on the other side of what a relation names, or is that thing."""
     side, phrase = told
-    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[side]
-    itself = fits(scene, thing, phrase)
-    return itself or fits(scene, thing, Phrase(thing.kind, thing.color, thing.size, beside=((opposite, phrase),)))
+    axis, sign = SIDES[side]
+    anchor = fitting(scene, phrase)[0]
+    return thing is anchor or beyond(anchor, thing, axis, sign)
 
 
 def _relation(rng: random.Random, scene: Scene) -> Question | None:
-    one, two = rng.sample(scene.things, 2) if len(scene.things) > 1 else (None, None)
-    if one is None or two is None:
+    if len(scene.things) < 2:
         return None
+    one, two = rng.sample(scene.things, 2)
     told = [next((p for p in looks(rng, thing) if fits(scene, thing, p)), None) for thing in (one, two)]
-    axis, words = rng.choice([(0, ("left", "right")), (1, ("above", "below"))])
-    if None in told or not (beyond(one, two, axis, 1) or beyond(two, one, axis, 1)):
+    axis, words, last = rng.choice([(0, ("left", "right"), "of the"), (1, ("above", "below"), "the")])
+    first = beyond(two, one, axis, 1)
+    if None in told or not (first or beyond(one, two, axis, 1)):
         return None
-    answer = words[0] if beyond(two, one, axis, 1) else words[1]
-    asked = f"is the {told[0]} {words[0]} or {words[1]} of the {told[1]}?"
-    return Question("gqa", "relation", asked if axis == 0 else asked.replace(" of the", " the"), answer)
+    question = f"is the {told[0]} {words[0]} or {words[1]} {last} {told[1]}?"
+    return Question("gqa", "relation", question, words[0] if first else words[1])
 
 
 def _count(rng: random.Random, scene: Scene) -> Question | None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from swiftvlm.mini.load import WEIGHTS, load_mini, ship
 from swiftvlm.mini.muon import Muon
 from swiftvlm.mini.phases import PHASES, Phase
 from swiftvlm.mini.recipe import RECIPES, Recipe, build, grow
@@ -151,7 +152,16 @@ def plot(log: list[dict[str, Any]], path: Path) -> None:
 
 
 def begin(phase: str, recipe: Recipe, out: Path, seed: int) -> LlavaForConditionalGeneration:
-    """The model a phase starts from: first weights, or those that the phases before it left in `out`."""
+    """The model a phase starts from: first weights, or those that the phases before it left in `out`.
+
+    `deep` goes on from the shipped weights where there is no `joint` phase to go on from.
+    """
+    if phase == "deep" and not (out / "joint.pt").exists():
+        console.print(f"no {out / 'joint.pt'}: going on from the shipped weights")
+        shipped, _ = load_mini()
+        shipped.train()
+        shipped.set_attn_implementation("eager")
+        return shipped
     model = prime(build(replace(recipe, layers=recipe.seed_layers), seed))
 
     def before(name: str) -> Path:
@@ -182,6 +192,7 @@ def train(
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     every: Annotated[int, typer.Option(help="steps between two tests")] = 100,
     seed: Annotated[int, typer.Option()] = 0,
+    shipped: Annotated[bool, typer.Option("--ship", help="write the result into the package, in bfloat16")] = False,
 ) -> None:
     """Train one phase; the same command goes on with one that was stopped."""
     if phase not in PHASES or size not in RECIPES:
@@ -192,14 +203,16 @@ def train(
     recipe = RECIPES[size]
     model = begin(phase, recipe, out, seed)
     made = PHASES[phase](model, batch, device)
-    if phase in ("joint", "deep"):
-        state = torch.load(out / ("tower.pt" if phase == "joint" else "joint.pt"), weights_only=True)
-        made.extra.load_state_dict(state["extra"])
+    before = out / {"joint": "tower.pt", "deep": "joint.pt"}.get(phase, "")
+    if before.is_file():
+        made.extra.load_state_dict(torch.load(before, weights_only=True)["extra"])
     training = Training(made, out, minutes, rate)
     found = training.resume()
     console.print(f"{phase}: {'going on at' if found else 'starting at'} step {training.step}, {device}")
     training.run(every)
     plot(training.log, out / f"{phase}.png")
+    if shipped:
+        console.print(f"{ship(made.model) / 1e6:.1f} MB in {WEIGHTS}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""The shipped weights: what they are, that they load plainly, and that they still answer as recorded."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import swiftvlm
+from swiftvlm.cli.app import main
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.evaluation.journal import Journal
+from swiftvlm.evaluation.run import Cell, Evaluation
+from swiftvlm.evaluation.tasks import embedded_task
+from swiftvlm.methods import find_method
+from swiftvlm.mini import load, pool
+from swiftvlm.mini.load import WEIGHTS, load_mini
+
+RECORDED = Path(__file__).parents[2] / "results" / "mini-quick.json"
+pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
+
+
+@pytest.fixture(scope="module")
+def mini():
+    """The embedded model and its processor."""
+    return load_mini()
+
+
+def test_it_is_a_small_llava(mini):
+    """LLaVA-1.5's parts, deep enough that three full layers do not eat a budget; shards small enough for any index."""
+    model, _ = mini
+    config = model.config
+    assert config.model_type == "llava"
+    assert (config.vision_config.image_size, config.vision_config.patch_size) == (336, 14)
+    assert config.vision_config.num_hidden_layers >= 8
+    assert config.text_config.num_hidden_layers >= 24
+    shards = list(WEIGHTS.glob("*.safetensors"))
+    assert all(shard.stat().st_size <= 15 * 10**6 for shard in shards)
+    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) <= 40 * 10**6
+    for shard in shards:
+        with safe_open(shard, "pt") as file:
+            names = file.keys()
+            assert {file.get_tensor(name).dtype for name in names} == {torch.bfloat16}
+
+
+def test_plain_transformers_loads_it(mini):
+    """`from_pretrained` needs nothing of ours, and gives the same model."""
+    plain = AutoModelForImageTextToText.from_pretrained(WEIGHTS, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(WEIGHTS)
+    ours = mini[0].state_dict()
+    assert all(torch.equal(ours[name], weight) for name, weight in plain.state_dict().items())
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where is the moon?"}]}]
+    prompt = processor.apply_chat_template(turns, add_generation_prompt=True)
+    assert prompt == "USER:<image> Where is the moon? ASSISTANT:"
+    picture = pool.items("ref", 1)[0]
+    inputs = processor(images=[load_picture(picture)], text=prompt, return_tensors="pt")
+    assert (inputs["input_ids"] == plain.config.image_token_id).sum() == 576
+
+
+def load_picture(item):
+    """The picture of an item of the pool."""
+    from swiftvlm.mini.drawing import draw
+
+    return draw(item.scene)
+
+
+def test_missing_weights_are_told(monkeypatch, tmp_path):
+    """An installation without weights says so."""
+    monkeypatch.setattr(load, "WEIGHTS", tmp_path)
+    with pytest.raises(SwiftVLMError, match="weights are not in"):
+        load_mini()
+
+
+def answers(mini, tasks, tmp_path) -> dict[str, list[float]]:
+    """Vanilla's scores by task."""
+    journal = Journal(tmp_path / "x.json", {"model": "", "tasks": {}})
+    evaluation = Evaluation(*mini, 16)
+    evaluation.run(tasks, [Cell("vanilla", find_method("vanilla"), None)], journal, lambda said: None)
+    return {task.name: [row["score"] for row in journal.rows if row["task"] == task.name] for task in tasks}
+
+
+def test_quick_accuracy_is_as_recorded(mini, tmp_path):
+    """Every task within three standard errors of the recorded figure, on the quick subset."""
+    recorded = {r["task"]: r for r in json.loads(RECORDED.read_text())["summary"] if r["cell"] == "vanilla"}
+    tasks = [embedded_task(name, pool.QUICK) for name in pool.TASKS]
+    for task, scores in answers(mini, tasks, tmp_path).items():
+        error = max(recorded[task]["error"], 1 / math.sqrt(4 * pool.QUICK * 10))
+        assert abs(sum(scores) / len(scores) - recorded[task]["accuracy"]) <= 3 * error, task
+
+
+def test_the_demo(tmp_path, capsys):
+    """`swiftvlm run` alone: one question, three answers at one budget, a picture."""
+    assert main(["run", "--json", "--save", str(tmp_path / "demo")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [answer["method"] for answer in facts["answers"]] == ["vanilla", "fastv", "swiftvlm"]
+    assert [answer["average_tokens"] <= 192 for answer in facts["answers"]] == [False, True, True]
+    assert (tmp_path / "demo" / "answers.png").stat().st_size > 10_000
+    assert main(["run", "--budget", "0.6"]) == 0
+    assert "true: [" in capsys.readouterr().out
+
+
+def test_a_picture_of_ones_own(tmp_path, capsys):
+    """Given an image, the embedded model answers and says what it does not know."""
+    load_picture(pool.items("ref", 1)[0]).save(tmp_path / "scene.png")
+    assert main(["run", str(tmp_path / "scene.png"), "Where is the moon?", "--max-new-tokens", "4", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "knows nothing but rendered scenes" in said.err
+    assert json.loads(said.out)["visual_tokens"] == 576
+
+
+def test_top_level_name():
+    """`swiftvlm.load_mini` is the function."""
+    assert swiftvlm.load_mini is load_mini

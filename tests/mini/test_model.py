@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +16,10 @@ from swiftvlm.evaluation.run import Cell, Evaluation
 from swiftvlm.evaluation.tasks import embedded_task
 from swiftvlm.methods import find_method
 from swiftvlm.mini import load, pool
+from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.load import WEIGHTS, load_mini
+from tests.mini.recorded import summary
 
-RECORDED = Path(__file__).parents[2] / "results" / "mini-quick.json"
 pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
 
 
@@ -56,15 +56,8 @@ def test_plain_transformers_loads_it(mini):
     prompt = processor.apply_chat_template(turns, add_generation_prompt=True)
     assert prompt == "USER:<image> Where is the moon? ASSISTANT:"
     picture = pool.items("ref", 1)[0]
-    inputs = processor(images=[load_picture(picture)], text=prompt, return_tensors="pt")
+    inputs = processor(images=[draw(picture.scene)], text=prompt, return_tensors="pt")
     assert (inputs["input_ids"] == plain.config.image_token_id).sum() == 576
-
-
-def load_picture(item):
-    """The picture of an item of the pool."""
-    from swiftvlm.mini.drawing import draw
-
-    return draw(item.scene)
 
 
 def test_missing_weights_are_told(monkeypatch, tmp_path):
@@ -84,7 +77,7 @@ def answers(mini, tasks, tmp_path) -> dict[str, list[float]]:
 
 def test_quick_accuracy_is_as_recorded(mini, tmp_path):
     """Every task within three standard errors of the recorded figure, on the quick subset."""
-    recorded = {r["task"]: r for r in json.loads(RECORDED.read_text())["summary"] if r["cell"] == "vanilla"}
+    recorded = summary()
     tasks = [embedded_task(name, pool.QUICK) for name in pool.TASKS]
     for task, scores in answers(mini, tasks, tmp_path).items():
         error = max(recorded[task]["error"], 1 / math.sqrt(4 * pool.QUICK * 10))
@@ -104,7 +97,7 @@ def test_the_demo(tmp_path, capsys):
 
 def test_a_picture_of_ones_own(tmp_path, capsys):
     """Given an image, the embedded model answers and says what it does not know."""
-    load_picture(pool.items("ref", 1)[0]).save(tmp_path / "scene.png")
+    draw(pool.items("ref", 1)[0].scene).save(tmp_path / "scene.png")
     assert main(["run", str(tmp_path / "scene.png"), "Where is the moon?", "--max-new-tokens", "4", "--json"]) == 0
     said = capsys.readouterr()
     assert "knows nothing but rendered scenes" in said.err

@@ -6,6 +6,7 @@ Every question sees the picture and itself, and its positions go on right behind
 import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,9 @@ def worth() -> Tensor:
 
 def moved(made: Pack, device: torch.device) -> Pack:
     """The pack with its tensors on a device."""
-    tensors = {name: value.to(device) for name, value in vars(made).items() if isinstance(value, Tensor)}
+    tensors: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(made).items() if isinstance(value, Tensor)
+    }
     return replace(made, **tensors)
 
 

@@ -52,9 +52,9 @@ def scenes_of(step: int, batch: int, progress: float = 1.0, first: int = 0) -> l
     return [scene(TRAIN, first + step * batch + i, objects=(least, most)) for i in range(batch)]
 
 
-def packed(scenes: list[Scene], device: torch.device, easy: bool = False) -> Pack:
-    """Questions about each scene, drawn with its own seed."""
-    asked = [draw_questions(random.Random(one.seed), one, QUESTIONS, easy) for one in scenes]
+def packed(scenes: list[Scene], device: torch.device, easy: bool = False, turn: int = 0) -> Pack:
+    """Questions about each scene, drawn with its own seed, others every turn."""
+    asked = [draw_questions(random.Random(one.seed + turn * 10**13), one, QUESTIONS, easy) for one in scenes]
     return moved(pack(asked, TEXT), device)
 
 
@@ -212,9 +212,39 @@ class Joint(Tower):
 
 
 class Deep(Joint):
-    """The same after the language model has been grown to its full depth."""
+    """The language model alone, grown to its full depth, on what the finished tower sees.
+
+    The tower's features of each picture are computed once and read again with other questions, pass after pass.
+    """
 
     name = "deep"
+    pictures = 1600  # whose features are kept in memory: 0.7 GB at width 192
+
+    def __init__(self, model: LlavaForConditionalGeneration, batch: int, device: torch.device) -> None:
+        super().__init__(model, batch, device)
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def trained(self) -> list[nn.Parameter]:
+        return [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
+
+    @torch.no_grad()
+    def _features(self, seeds: range) -> tuple[Tensor, Tensor]:
+        """Projected tokens (rows, patches, width) and kinds (rows, patches) of these scenes."""
+        if any(seed not in self.seen for seed in seeds):
+            _, projected, labels = self._look(seeds)
+            self.seen.update(zip(seeds, zip(projected, labels.kind, strict=True), strict=True))
+        projected, kinds = zip(*(self.seen[seed] for seed in seeds), strict=True)
+        return torch.stack(projected), torch.stack(kinds)
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        turn, place = divmod(step, self.pictures // self.batch)
+        seeds = range(JOINT_FROM + place * self.batch, JOINT_FROM + (place + 1) * self.batch)
+        projected, kinds = self._features(seeds)
+        places = chosen(kinds.cpu(), GRID * GRID if step % self.every == 0 else self.visual, step).to(self.device)
+        visual = projected.gather(1, places[..., None].expand(-1, -1, projected.shape[-1]))
+        made = packed([scene(TRAIN, seed) for seed in seeds], self.device, turn=turn)
+        told = answer_loss(answer(self.model, visual, places, made), made)
+        return told, {"loss": float(told.detach())}
 
 
 PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Language, Tower, Joint, Deep)}

@@ -3,7 +3,7 @@
 `language` teaches a shallow language model to answer from the codes of patches, without pictures. `tower`, which may
 run at the same time, teaches the vision tower and the projector to give each patch its code, on small crowded pictures
 at every place of the grid. `joint` puts both together on whole scenes; `deep` grows the language model to its full
-depth and goes on. Every phase goes on where it was stopped.
+depth and trains it on what the finished tower sees. Every phase goes on where it was stopped.
 """
 
 import json

@@ -2,14 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 FILE = Path(__file__).parents[2] / "results" / "mini-quick.json"
-
-
-def summary() -> dict[str, dict[str, Any]]:
-    """Vanilla's record of each task."""
-    return {r["task"]: r for r in json.loads(FILE.read_text())["summary"] if r["cell"] == "vanilla"}
 
 
 def scores() -> dict[str, float]:

@@ -11,7 +11,7 @@ from swiftvlm.inputs.prompts import build_prompt
 from swiftvlm.mini import load_mini, pool
 from tests.mini.recorded import scores
 
-COUNT = 25
+COUNT = 10  # questions a task, of the quick subset's 50; `results/` has the whole
 
 
 @pytest.fixture(scope="module")

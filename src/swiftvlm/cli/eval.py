@@ -48,8 +48,8 @@ def evaluate(
     Example: swiftvlm eval --quick --methods vanilla,fastv,swiftvlm --budgets 192 --out results/quick.json
     """
     count = _limit(limit, quick)
-    wanted = [embedded_task(name.strip(), count) for name in tasks.split(",")]
     cells = _cells(methods, budgets, layers, seed)
+    wanted = [embedded_task(name.strip(), count) for name in tasks.split(",")]
     if not out.parent.is_dir():
         raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
     loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from swiftvlm.evaluation.summary import VANILLA
@@ -18,7 +19,9 @@ def table(summary: list[Record], tasks: list[Task], floors: dict[str, str]) -> T
     # Localization first, as in the paper, each kind of task with its own average.
     sides = [[task for task in tasks if task.localization is kind] for kind in (True, False)]
     sides = [side for side in sides if side]
-    shown = Table(title="accuracy, % (standard error); avg %: relative to vanilla", title_justify="left")
+    shown = Table(
+        title="accuracy, % ± standard error; avg %: relative to vanilla", title_justify="left", box=SIMPLE_HEAD
+    )
     shown.add_column("method", no_wrap=True)
     for name in [name for side in sides for name in (*(task.name for task in side), "avg %")] + list(COSTS):
         shown.add_column(name, justify="right", no_wrap=True)
@@ -38,7 +41,7 @@ def _accuracies(cell: str, mine: dict[str, Record], sides: list[list[Task]]) -> 
 
 
 def _accuracy(record: Record | None) -> str:
-    return "-" if record is None else f"{100 * record['accuracy']:.1f} ({100 * record['error']:.1f})"
+    return "-" if record is None else f"{100 * record['accuracy']:.1f} ±{100 * record['error']:.1f}"
 
 
 def _share(cell: str, records: list[Record]) -> str:

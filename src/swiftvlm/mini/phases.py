@@ -233,8 +233,7 @@ class Deep(Joint):
         if any(seed not in self.seen for seed in seeds):
             _, projected, labels = self._look(seeds)
             self.seen.update(zip(seeds, zip(projected, labels.kind, strict=True), strict=True))
-        projected, kinds = zip(*(self.seen[seed] for seed in seeds), strict=True)
-        return torch.stack(projected), torch.stack(kinds)
+        return torch.stack([self.seen[seed][0] for seed in seeds]), torch.stack([self.seen[seed][1] for seed in seeds])
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         turn, place = divmod(step, self.pictures // self.batch)

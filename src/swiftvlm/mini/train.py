@@ -26,6 +26,7 @@ from swiftvlm.mini.recipe import RECIPES, Recipe, build, grow
 from swiftvlm.mini.start import prime
 
 SAVE_EVERY = 90.0  # seconds
+SEEING = ("model.vision_tower.", "model.multi_modal_projector.")
 WARM_UP = 0.02  # share of the time over which the learning rate rises
 app = typer.Typer(add_completion=False)
 console = Console(stderr=True)
@@ -151,34 +152,38 @@ def plot(log: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def begin(phase: str, recipe: Recipe, out: Path, seed: int) -> LlavaForConditionalGeneration:
+def begin(phase: str, recipe: Recipe, out: Path, seed: int, onward: bool) -> LlavaForConditionalGeneration:
     """The model a phase starts from: first weights, or those that the phases before it left in `out`.
 
-    `deep` goes on from the shipped weights where there is no `joint` phase to go on from.
+    `onward`: the shipped weights instead, with the tower that a further `tower` phase left in `out`.
+
+    Raises:
+        typer.BadParameter: a phase before it has not been trained.
     """
-    if phase == "deep" and not (out / "joint.pt").exists():
-        console.print(f"no {out / 'joint.pt'}: going on from the shipped weights")
-        shipped, _ = load_mini()
-        shipped.train()
-        shipped.set_attn_implementation("eager")
-        return shipped
     model = prime(build(replace(recipe, layers=recipe.seed_layers), seed))
-
-    def before(name: str) -> Path:
-        if not (out / f"{name}.pt").exists():
-            raise typer.BadParameter(f"{phase} needs {out / name}.pt: train {name} first")
-        return out / f"{name}.pt"
-
-    if phase == "joint":
-        first = {name: torch.load(before(name), weights_only=True)["model"] for name in ("language", "tower")}
-        seeing = ("model.vision_tower.", "model.multi_modal_projector.")
-        model.load_state_dict(
-            {key: first["tower" if key.startswith(seeing) else "language"][key] for key in first["language"]}
-        )
-    if phase == "deep":
-        model.load_state_dict(torch.load(before("joint"), weights_only=True)["model"])
+    if onward:
+        model, _ = load_mini()
+        model.train()
+        model.set_attn_implementation("eager")
+    if phase == "joint" and not onward:
+        model.load_state_dict(_left(out, "language", phase))
+    if phase == "joint" or (onward and phase == "deep" and (out / "tower.pt").exists()):
+        seen = {key: weight for key, weight in _left(out, "tower", phase).items() if key.startswith(SEEING)}
+        model.load_state_dict(seen, strict=False)
+    if phase == "deep" and not onward:
+        model.load_state_dict(_left(out, "joint", phase))
         model = grow(model, recipe)
     return model
+
+
+def _left(out: Path, name: str, phase: str) -> dict[str, Any]:
+    """The model that a phase left."""
+    if not (out / f"{name}.pt").exists():
+        raise typer.BadParameter(
+            f"{phase} needs {out / name}.pt: train {name} first, or go --onward from shipped weights"
+        )
+    state: dict[str, Any] = torch.load(out / f"{name}.pt", weights_only=True)["model"]
+    return state
 
 
 @app.command()
@@ -192,6 +197,7 @@ def train(
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     every: Annotated[int, typer.Option(help="steps between two tests")] = 100,
     seed: Annotated[int, typer.Option()] = 0,
+    onward: Annotated[bool, typer.Option("--onward", help="start from the shipped weights")] = False,
     shipped: Annotated[bool, typer.Option("--ship", help="write the result into the package, in bfloat16")] = False,
 ) -> None:
     """Train one phase; the same command goes on with one that was stopped."""
@@ -201,7 +207,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = RECIPES[size]
-    model = begin(phase, recipe, out, seed)
+    model = begin(phase, recipe, out, seed, onward)
     made = PHASES[phase](model, batch, device)
     before = out / {"joint": "tower.pt", "deep": "joint.pt"}.get(phase, "")
     if before.is_file():

@@ -1,0 +1,166 @@
+"""Training: its parts by their properties, and each phase for a few steps."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from swiftvlm.mini import codes, dense, forward, phases, recipe, start, train
+from swiftvlm.mini.muon import Muon, orthogonal
+from swiftvlm.mini.packing import words
+from swiftvlm.mini.scenes import scene
+from swiftvlm.mini.words import TEST, TRAIN
+
+TINY = recipe.Recipe(
+    width=192, heads=6, layers=4, seed_layers=2, inner=48, tower_width=128, tower_heads=4, tower_layers=2
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small():
+    """A tiny primed model at its starting depth."""
+    return start.prime(recipe.build(replace(TINY, layers=TINY.seed_layers)))
+
+
+def test_codes_say_what_a_patch_shows():
+    """A perfect projection reads back every label; a thing's core lies in its box and holds its middle."""
+    scenes = [scene(TEST, seed) for seed in range(20)]
+    labels = codes.patches(scenes)
+    read = dense.read_codes(codes.encode(labels, 192), labels)
+    assert read["kind"] == read["color"] == read["letters"] == read["shown"] == 1.0
+    assert read["edges"] > 0.99
+    for i, one in enumerate(scenes):
+        for thing in one.things:
+            x, y = (int(value / 14) for value in thing.box.center)
+            hidden = any(box.overlap(thing.box) > 0 for box in [t.box for t in one.things if t is not thing])
+            assert labels.kind[i, 24 * y + x] > 0 or hidden
+    with pytest.raises(ValueError, match="a width of 100 does not hold"):
+        codes.encode(labels, 100)
+
+
+def test_windows_know_their_place():
+    """A smaller picture's boxes are those of the full grid at its corner."""
+    one = scene(TRAIN, 3, side=168, objects=(5, 9))
+    here, there = codes.patches([one]), codes.patches([one], [(4, 7)])
+    shown = here.kind > 0
+    shift = torch.tensor([7.0, 4.0, 7.0, 4.0]) / 24
+    assert torch.allclose(there.box[shown], here.box[shown] + shift)
+    assert torch.allclose(there.spot, here.spot + shift[:2])
+
+
+def test_muon_steps_are_orthogonal():
+    """Singular values come out near 1 whatever they were, and a step has the size of AdamW's."""
+    torch.manual_seed(0)
+    for shape in ((16, 16), (8, 24), (24, 8)):
+        found = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert 0.6 < found.min() <= found.max() < 1.3
+    weight = torch.nn.Parameter(torch.zeros(16, 16))
+    weight.grad = torch.randn(16, 16)
+    Muon([weight], lr=0.1).step()
+    assert weight.detach().square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.3)
+
+
+def test_growing_changes_no_answer(small):
+    """The deeper model gives the same logits before it is trained."""
+    made = phases.packed(phases.scenes_of(0, 2, 1.0), CPU)
+    visual = torch.randn(2, 20, TINY.width)
+    places = torch.arange(20).expand(2, -1)
+    with torch.no_grad():
+        before = forward.answer(small, visual, places, made)
+        after = forward.answer(recipe.grow(small, TINY), visual, places, made)
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_a_packed_question_sees_itself_only(small):
+    """Answers behind a picture are the same whether other questions stand there or not."""
+    made = phases.packed(phases.scenes_of(0, 1, 1.0), CPU)
+    visual, places = torch.randn(1, 12, TINY.width), torch.arange(12)[None]
+    last = made.owner[0] == made.owner.max()
+    alone = replace(
+        made,
+        ids=made.ids[:, last[: made.ids.shape[1]]],
+        places=made.places[:, last],
+        owner=torch.ones(1, int(last.sum()), dtype=torch.long),
+    )
+    with torch.no_grad():
+        together = forward.answer(small, visual, places, made)[:, last]
+        assert torch.allclose(together, forward.answer(small, visual, places, alone), atol=1e-4)
+
+
+def test_the_tower_sees_as_transformers_does(small):
+    """Our pass through the tower's layers is the model's own on a whole picture."""
+    pixels = phases.pictures([scene(TEST, 0)])
+    shade = (pixels - torch.tensor(forward.MEAN)[:, None, None]) / torch.tensor(forward.STD)[:, None, None]
+    with torch.no_grad():
+        theirs = small.model.vision_tower(shade, output_hidden_states=True).hidden_states[-1]
+        assert torch.allclose(forward.see(small, pixels), theirs, atol=1e-4)
+
+
+def test_heads_begin_at_a_neighbour(small):
+    """The first four heads of the tower's first layer look at the patch right, left, below and above."""
+    tower = small.model.vision_tower
+    waves = tower.pre_layrnorm(tower.embeddings.position_embedding.weight[1:])
+    layer = tower.encoder.layers[0]
+    states = layer.layer_norm1(waves)
+    attention, middle = layer.self_attn, 24 * 12 + 12
+    size = attention.head_dim
+    for head, target in enumerate((middle + 1, middle - 1, middle + 24, middle - 24)):
+        rows = slice(head * size, (head + 1) * size)
+        logits = attention.q_proj(states[middle])[rows] @ attention.k_proj(states)[:, rows].T
+        assert abs(int(logits.argmax()) - middle) in (1, 24), (head, target)
+
+
+def test_names_begin_at_their_kind(small):
+    """In the first layer a word that names a kind attends more to a patch of that kind than to any other patch."""
+    language = small.model.language_model
+    labels = codes.patches([scene(TEST, 0)])
+    shown = (labels.kind[0] > 0).nonzero()[:, 0]
+    patches = codes.encode(labels, TINY.width)[0, shown]
+    layer, size = language.layers[0], language.layers[0].self_attn.head_dim
+    keys = layer.self_attn.k_proj(layer.input_layernorm(patches))[:, :size]
+    names = ["\u2581" + phases.codes.KINDS[kind - 1] for kind in labels.kind[0, shown].tolist() if kind <= 24]
+    ids = torch.tensor(words().convert_tokens_to_ids(list(dict.fromkeys(names))))
+    queries = layer.self_attn.q_proj(layer.input_layernorm(language.embed_tokens(ids)))[:, :size]
+    best = (queries @ keys.T).argmax(-1)
+    kinds = [codes.KINDS.index(name[1:]) + 1 for name in dict.fromkeys(names)]
+    right = [int(labels.kind[0, shown[i]]) == kind for i, kind in zip(best.tolist(), kinds, strict=True)]
+    assert sum(right) >= 0.75 * len(right)
+
+
+def test_boxes_do_not_drown_words():
+    """A colour's word counts for as much as a box's four coordinates nearly do."""
+    made = phases.packed(phases.scenes_of(0, 4, 1.0), CPU)
+    for row, asked in enumerate(made.questions):
+        for number, question in enumerate(asked, start=1):
+            worth = float(made.weights[row][(made.owner[row] == number) & (made.labels[row] >= 0)].sum())
+            assert 1.5 < worth < 5, question
+
+
+def test_every_phase_runs_resumes_and_ships(tmp_path, monkeypatch):
+    """The four commands in order on a tiny recipe; a stopped phase goes on; mistakes are told."""
+    monkeypatch.setitem(train.RECIPES, "tiny", TINY)
+    monkeypatch.setattr(train, "ship", lambda model: 1)
+    monkeypatch.setattr(phases.Deep, "pictures", 2)
+    for phase in (phases.Language, phases.Tower, phases.Joint):
+        monkeypatch.setattr(phase, "test", lambda self: {"ref": 0.5})
+    run = CliRunner()
+
+    def go(phase: str, *extra: str):
+        options = ["--out", str(tmp_path), "--size", "tiny", "--batch", "2", "--every", "1", "--threads", "1", *extra]
+        with torch.enable_grad():
+            return run.invoke(train.app, [phase, *options])
+
+    assert go("joint").exit_code == 2
+    assert go("flying").exit_code == 2
+    for phase in ("language", "tower", "joint", "deep"):
+        result = go(phase, "--minutes", "0.001", "--ship")
+        assert result.exit_code == 0, result.output
+        log = json.loads((tmp_path / f"{phase}.json").read_text())
+        assert log[-1]["ref"] == 0.5
+        assert (tmp_path / f"{phase}.png").stat().st_size > 5000
+    steps = json.loads((tmp_path / "language.json").read_text())[-1]["step"]
+    assert go("language", "--minutes", "0.1").exit_code == 0
+    assert json.loads((tmp_path / "language.json").read_text())[-1]["step"] > steps

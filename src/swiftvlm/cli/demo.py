@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -76,7 +77,8 @@ def _plain(answer: Answer) -> dict[str, Any]:
 
 
 def _show(sample: Sample, answers: list[Answer], save: Path | None) -> None:
-    table = Table("method", "answer", "", "tokens a layer", "prefill FLOPs", "KV cache")
+    table = Table("method", "answer", "", "tokens a layer", "FLOPs", "KV cache", box=SIMPLE_HEAD)
+    table.columns[1].no_wrap = True
     for answer in answers:
         run = answer.run
         facts = (f"{run.average_tokens:.1f}", scaled(run.flops, 1000, ""), scaled(run.kv_bytes, 1024, "B"))
@@ -84,6 +86,8 @@ def _show(sample: Sample, answers: list[Answer], save: Path | None) -> None:
     console = Console(highlight=False)
     console.print(f"embedded model, {sample.key}: {sample.question}  (true: {sample.answer})", soft_wrap=True)
     console.print(table)
-    console.print(f"one question proves nothing: `swiftvlm eval --quick` asks {pool.QUICK} of each of six tasks")
+    console.print(
+        f"one question proves nothing: `swiftvlm eval --quick` asks {pool.QUICK} of each of six tasks", soft_wrap=True
+    )
     if save is not None:
         console.print(f"saved to {save / 'answers.png'}", soft_wrap=True)

@@ -12,12 +12,13 @@ RANKS = [  # a module imports only from lines above its own
     {"errors"},
     {"plans"},
     {"shape", "stage", "tokens"},
-    {"budget", "flops", "scores", "trace"},
+    {"budget", "flops", "scores", "trace", "profiles"},
     {"methods", "families"},
     {"engine", "figures"},
     {"bench", "inputs"},
     {"mini"},
     {"evaluation"},
+    {"selection"},
     {"cli"},
 ]
 

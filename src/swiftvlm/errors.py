@@ -23,3 +23,7 @@ class UnsupportedError(SwiftVLMError, RuntimeError):
 
 class TraceError(SwiftVLMError, ValueError):
     """A trace that is empty, a file that does not hold one, or a run that a figure cannot place on its image."""
+
+
+class SelectionError(SwiftVLMError, ValueError):
+    """A layer profile from which pruning layers cannot be chosen; the message says what it has."""

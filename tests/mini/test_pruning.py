@@ -25,7 +25,7 @@ def kept(mini, sample: Sample) -> float:
     model, processor = mini
     prompt = build_prompt(processor, sample.question, 1)
     inputs = dict(processor(images=[sample.picture()], text=prompt, return_tensors="pt"))
-    with torch.no_grad(), swiftvlm.prune(model, oracle(sample)) as trace:
+    with torch.no_grad(), swiftvlm.prune(model, oracle([sample])) as trace:
         output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
     assert trace.tokens_per_layer[2:] == (len(sample.shown),) * (model.config.text_config.num_hidden_layers - 2)
     return score(

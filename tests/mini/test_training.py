@@ -26,17 +26,20 @@ def small():
 
 
 def test_codes_say_what_a_patch_shows():
-    """A perfect projection reads back every label; a thing's core lies in its box and holds its middle."""
+    """A perfect projection reads back every label; a code stands under each thing's middle and nowhere else."""
     scenes = [scene(TEST, seed) for seed in range(20)]
     labels = codes.patches(scenes)
-    read = dense.read_codes(codes.encode(labels, 192), labels)
+    encoded = codes.encode(labels, 192)
+    read = dense.read_codes(encoded, labels)
     assert read["kind"] == read["color"] == read["letters"] == read["shown"] == 1.0
     assert read["edges"] > 0.99
     for i, one in enumerate(scenes):
-        for thing in one.things:
-            x, y = (int(value / 14) for value in thing.box.center)
-            hidden = any(box.overlap(thing.box) > 0 for box in [t.box for t in one.things if t is not thing])
-            assert labels.kind[i, 24 * y + x] > 0 or hidden
+        middles = [thing.box.center for thing in (*one.things, *one.signs)]
+        for patch in range(576):
+            top, left = (14 * part for part in divmod(patch, 24))
+            near = any(left - 2 <= x < left + 16 and top - 2 <= y < top + 16 for x, y in middles)
+            assert bool(labels.middle[i, patch]) == near == bool(encoded[i, patch, 0] == 1)
+            assert near or encoded[i, patch, 2:].abs().sum() == 0
     with pytest.raises(ValueError, match="a width of 100 does not hold"):
         codes.encode(labels, 100)
 
@@ -140,11 +143,11 @@ def test_boxes_do_not_drown_words():
 
 
 def test_every_phase_runs_resumes_and_ships(tmp_path, monkeypatch):
-    """The four commands in order on a tiny recipe; a stopped phase goes on; mistakes are told."""
+    """The three commands in order on a tiny recipe; a stopped phase goes on; mistakes are told."""
     monkeypatch.setitem(train.RECIPES, "tiny", TINY)
     monkeypatch.setattr(train, "ship", lambda model: 1)
     monkeypatch.setattr(phases.Deep, "pictures", 2)
-    for phase in (phases.Language, phases.Tower, phases.Joint):
+    for phase in (phases.Language, phases.Tower, phases.Deep):
         monkeypatch.setattr(phase, "test", lambda self: {"ref": 0.5})
     run = CliRunner()
 
@@ -153,9 +156,9 @@ def test_every_phase_runs_resumes_and_ships(tmp_path, monkeypatch):
         with torch.enable_grad():
             return run.invoke(train.app, [phase, *options])
 
-    assert go("joint").exit_code == 2
+    assert go("deep").exit_code == 2
     assert go("flying").exit_code == 2
-    for phase in ("language", "tower", "joint", "deep"):
+    for phase in ("language", "tower", "deep"):
         result = go(phase, "--minutes", "0.001", "--ship")
         assert result.exit_code == 0, result.output
         log = json.loads((tmp_path / f"{phase}.json").read_text())

@@ -11,6 +11,7 @@ import typer
 from swiftvlm.cli.eval import evaluate
 from swiftvlm.cli.lists import families, methods
 from swiftvlm.cli.plan import plan
+from swiftvlm.cli.profile import profile
 from swiftvlm.cli.run import run
 from swiftvlm.errors import SwiftVLMError
 
@@ -31,6 +32,7 @@ def build() -> typer.Typer:
     for command in (run, plan, methods, families):
         app.command()(command)
     app.command(name="eval")(evaluate)
+    app.command()(profile)
     return app
 
 

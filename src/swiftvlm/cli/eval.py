@@ -56,7 +56,7 @@ def evaluate(
     shape = ModelShape.of(loaded)
     floors = {cell.label: why for cell in cells if (why := cell.floor(shape, pool.VISUAL))}
     cells = [cell for cell in cells if cell.label not in floors]
-    journal = Journal(out, _header(loaded, wanted))
+    journal = Journal(out, header(loaded, wanted))
     with progress("answering", len(cells) * sum(len(task.samples) for task in wanted)) as tell:
         Evaluation(loaded, processor, batch).run(wanted, cells, journal, tell)
     summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
@@ -96,7 +96,8 @@ def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Ce
     return cells
 
 
-def _header(model: Any, tasks: list[Task]) -> dict[str, Any]:
+def header(model: Any, tasks: list[Task]) -> dict[str, Any]:
+    """With what a file is measured: the model, the tasks' version, versions of the libraries, the hardware."""
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

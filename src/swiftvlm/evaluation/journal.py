@@ -14,19 +14,21 @@ Row = dict[str, Any]
 class Journal:
     """Rows of one result file. While it grows, new rows stand line by line in a file beside it (`.part`)."""
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], must: tuple[str, ...] = ()) -> None:
         """Open a result file to go on with it; `header` says what it must have been measured with.
+
+        Model and tasks must be those of the file, and whatever else `must` names.
 
         Raises:
             SwiftVLMError: the file is no result file, or of another model, or of other questions.
         """
         self.path, self.part = path, path.with_name(path.name + ".part")
-        self.header = {"format": FORMAT, **header}
+        self.header, self.must = {"format": FORMAT, **header}, ("format", "model", "tasks", *must)
         self.rows: list[Row] = self._finished() + self._unfinished()
         self.done = {(row["cell"], row["key"]) for row in self.rows}
 
     def _check(self, found: Any, where: Path) -> None:
-        for key in ("format", "model", "tasks"):
+        for key in self.must:
             mine, theirs = self.header.get(key), found.get(key) if isinstance(found, dict) else None
             if mine != theirs:
                 raise SwiftVLMError(

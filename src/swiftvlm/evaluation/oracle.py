@@ -1,5 +1,6 @@
-"""What pruning could reach: only the patches that show something are kept, told by the scene instead of a score."""
+"""Tokens told from outside instead of by a score: the patches that truly show something, or another layer's choice."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,43 +8,60 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from swiftvlm.budget import Budget
 from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.methods.fastv import FastV
+from swiftvlm.methods.base import Method
+from swiftvlm.plans import Cut, Number, Plan
 from swiftvlm.scores import View
-from swiftvlm.stage import Score
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Stage
+
+Places = tuple[tuple[int, ...], ...]  # of every row of a batch: indexes among its visual tokens
 
 
 @dataclass(frozen=True)
 class Told:
-    """Ratings that were known before: 1 for the visual tokens at these places in the row, 0 for all others."""
+    """Ratings that were known before: 1 for the visual tokens at these places of each row, 0 for all others."""
 
-    places: tuple[int, ...]
+    places: Places
     probe: None = None
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """1 for the told tokens of every row."""
         scores = torch.zeros(view.slot.shape, device=view.slot.device)
-        for row in range(len(scores)):
+        for row, places in enumerate(self.places):
             visual = view.candidates[row].nonzero()[:, 0]
-            scores[row, visual[list(self.places)]] = 1.0
+            scores[row, visual[list(places)]] = 1.0
         return scores
+
+    def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
+        """As many tokens of each row as were told."""
+        return [len(places) for places in self.places]
 
 
 @dataclass(frozen=True)
-class Oracle(FastV):
-    """From behind layer `after` on, only the told places remain. One picture, so one row, at a time."""
+class Listed(Method):
+    """From behind layer `after` on, only the told places remain. Rows of a batch in order, none repeated."""
 
-    name: ClassVar[str] = "oracle"
-    summary: ClassVar[str] = "only the patches that truly show something"
-    paper: ClassVar[str] = ""
+    name: ClassVar[str] = "listed"
+    summary: ClassVar[str] = "only tokens that were told before"
 
-    places: tuple[int, ...] = ()
+    places: Places = ()
+    after: int = 2
 
-    def score(self) -> Score:
-        """The told places."""
-        return Told(self.places)
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """One stage that drops whatever was not told."""
+        told = Told(self.places)
+        return (Stage(after=self.after, score=told, measure=told),)
+
+    def plan(
+        self, shape: ModelShape, visual: int, text: Number, budget: Budget = None, preset: str | None = None
+    ) -> Plan:
+        """The longest row's count bounds all."""
+        most = min(visual, max((len(places) for places in self.places), default=0))
+        return Plan(shape.layers, visual, text, (Cut(self.after, most, 0),) if visual else ())
 
 
-def oracle(sample: Sample, after: int = 2) -> Oracle:
-    """The oracle of one sample's picture: layers 1 to `after` see every token, the others what is shown."""
-    return Oracle(after=after, counts=(len(sample.shown),), places=sample.shown)
+def oracle(samples: Sequence[Sample], after: int = 2) -> Listed:
+    """The oracle of some samples' pictures: layers 1 to `after` see every token, the others what is shown."""
+    return Listed(tuple(sample.shown for sample in samples), after)

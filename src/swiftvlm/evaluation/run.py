@@ -102,8 +102,8 @@ class Evaluation:
                 entry["feature"] = feature
         return found
 
-    @torch.no_grad()
-    def _answer(self, cell: Cell, samples: list[Sample], features: dict[str, dict[str, Any]]) -> list[Row]:
+    def _inputs(self, samples: Sequence[Sample], features: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """What `generate` takes for these samples, encoded pictures instead of pixels where it can."""
         prompts = [build_prompt(self.processor, sample.question, 1) for sample in samples]
         images = [features[sample.image]["image"] for sample in samples]
         inputs = dict(self.processor(images=images, text=prompts, return_tensors="pt", padding=True))
@@ -114,9 +114,19 @@ class Evaluation:
             encoded = BaseModelOutputWithPooling(pooler_output=shared)
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
             inputs["mm_encoder_outputs"] = {"image": encoded}
+        return inputs
+
+    def method(self, cell: Cell, samples: Sequence[Sample], inputs: dict[str, Any]) -> Method:
+        """What prunes these samples in a cell."""
+        return cell.method
+
+    @torch.no_grad()
+    def _answer(self, cell: Cell, samples: list[Sample], features: dict[str, dict[str, Any]]) -> list[Row]:
+        inputs = self._inputs(samples, features)
+        method = self.method(cell, samples, inputs)
         model: Any = self.model
         began = time.perf_counter()
-        with prune(self.model, cell.method, budget=cell.budget) as trace:
+        with prune(self.model, method, budget=cell.budget) as trace:
             output = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
         seconds = time.perf_counter() - began
         run, new = trace.last, output[:, inputs["input_ids"].shape[1] :]

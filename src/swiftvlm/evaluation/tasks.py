@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from PIL import Image
@@ -41,6 +41,10 @@ class Task:
     localization: bool
     chance: Number
     samples: tuple[Sample, ...]
+
+    def shortened(self, count: int) -> "Task":
+        """The task with its first `count` samples."""
+        return replace(self, samples=self.samples[:count])
 
 
 def embedded_task(name: str, limit: int = pool.SIZE, source: str = "test") -> Task:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset
+from swiftvlm.profiles import profile_for
 from swiftvlm.scores import TextAttention
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Bypass, Drop, Merge, Positions, Rest, Stage
@@ -33,8 +34,8 @@ class SwiftVLM(Method):
     No official code exists; what the paper leaves open is a field, or a decision stated here. Letters: docs/method.md.
 
     - `layers`: the paper's numbers, 1-based. The first acts *after* its layer, by that layer's own attention map; each
-      later one acts *before* its layer, by that layer's norm, query and key on the restored states (A, J). None: 3, 11,
-      15 on 32 layers, the same fractions of another depth.
+      later one acts *before* its layer, by that layer's norm, query and key on the restored states (A, J). None: the
+      model's measured layers if it has a profile; else 3, 11, 15 on 32 layers, the same fractions of another depth.
     - `counts` (k1, Z1, k2, Z2, ..., k_last) fixes kept and merged tokens; else a budget or preset is solved with
       geometric totals (F) of which `merged_share` are merged tokens (E). Merged tokens count in the budget (C).
     - `rest`: what becomes of the unselected at every stage but the last, which drops: "bypass" (default), "merge"
@@ -84,7 +85,7 @@ class SwiftVLM(Method):
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One stage a pruning layer. Raises `MethodError` where layers or fates do not fit the depth or each other."""
         # Only the first stage finds its layer's map ready: later stages score tokens that skipped the layers before.
-        layers = self.layers or layers_for(shape.layers)
+        layers = self.layers or layers_for(shape)
         fates = self._fates(len(layers))
         return tuple(
             Stage(
@@ -113,7 +114,13 @@ class SwiftVLM(Method):
         return kind(self.anchors, self.refine, self.merged_position)
 
 
-def layers_for(depth: int) -> tuple[int, ...]:
+def layers_for(shape: ModelShape) -> tuple[int, ...]:
+    """The measured pruning layers of a model of this shape (`swiftvlm.profiles`), else the paper's, scaled and said."""
+    known = profile_for(shape)
+    return known.layers if known else scaled_layers(shape.layers)
+
+
+def scaled_layers(depth: int) -> tuple[int, ...]:
     """The paper's 3, 11, 15 of 32 as the same fractions of another depth: max(3, round(i * depth / 32)), said once.
 
     Very shallow models push later layers back so that at least one layer runs between two stages. Raises `MethodError`

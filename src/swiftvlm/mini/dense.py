@@ -49,7 +49,7 @@ def patch_loss(heads: Heads, hidden: Tensor, projected: Tensor, labels: codes.Pa
     found["whole"] = F.binary_cross_entropy_with_logits(heads.whole(first), there)
     target = codes.encode(labels, projected.shape[-1])
     wrong = ((projected - target) ** 2).sum(-1)
-    found["code"] = wrong[shown].mean() + 0.3 * wrong[~shown].mean()
+    found["code"] = wrong[labels.middle].mean() + 0.3 * wrong[~labels.middle].mean()
     return found
 
 
@@ -57,8 +57,8 @@ def read_codes(projected: Tensor, labels: codes.Patches) -> dict[str, float]:
     """How often projected tokens say the right kind, colour, first letter and (to 4 pixels) box edges."""
     split = torch.split(projected[..., : codes.WIDTH], list(codes.WIDTHS.values()), dim=-1)
     parts = dict(zip(codes.WIDTHS, split, strict=True))
-    shown = labels.kind > 0
-    sign = labels.kind == codes.SIGN
+    shown = labels.middle
+    sign = shown & (labels.kind == codes.SIGN)
     thing = shown & ~sign
     guess = parts["word"].reshape(*projected.shape[:2], codes.SLOTS, -1).argmax(-1) + 1
     wave = parts["box"].reshape(*projected.shape[:2], 4, -1) / codes.BOX_SCALE

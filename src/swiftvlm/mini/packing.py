@@ -16,7 +16,7 @@ from swiftvlm.mini.questions import Question, ask
 from swiftvlm.mini.scenes import GRID, Scene
 from swiftvlm.mini.tokens import GAP, tokenizer
 
-MIX = {"ref": 2, "ref+": 2, "refg": 2, "text": 2.5, "gqa": 3, "pope": 1.5}  # shares of the questions in training
+MIX = {"ref": 2, "ref+": 2, "refg": 2, "text": 5, "gqa": 3, "pope": 2}  # shares of the questions in training
 EASY = {"ref": 1, "ref+": 4, "text": 2, "gqa": 3, "pope": 2}  # at the beginning: one look answers them
 PREFIX = 2  # `<s>` and `USER:` before the picture
 

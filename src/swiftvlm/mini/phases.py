@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from swiftvlm.mini.packing import Pack, draw_questions, moved, pack, words
 from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene, scene
 from swiftvlm.mini.words import TRAIN
 
-JOINT_FROM = 5 * 10**8  # first seed of the scenes that the joint phases are trained on
+SEEN_FROM = 5 * 10**8  # first seed of the scenes that `deep` reads
 EASY_SHARE = 0.1  # of the language phase: few things, plain questions
 QUESTIONS, TEXT = 12, 224  # questions packed behind a picture, and the tokens they may take
 HELD_OUT = 10**9  # seeds of the training pool from here on are never trained on
@@ -88,10 +89,10 @@ def overlap(one: Tensor, other: Tensor) -> float:
     return float(inner / (areas[0] + areas[1] - inner).clamp(min=1e-9))
 
 
-def chosen(kind: Tensor, count: int, seed: int) -> Tensor:
+def chosen(shown: Tensor, count: int, seed: int) -> Tensor:
     """Indexes (rows, count) of visual tokens: all that show something, others at random, in order of place."""
-    noise = torch.rand(kind.shape, generator=torch.Generator().manual_seed(seed))
-    return (noise + (kind > 0)).topk(count, dim=-1).indices.sort(dim=-1).values
+    noise = torch.rand(shown.shape, generator=torch.Generator().manual_seed(seed))
+    return (noise + shown.float()).topk(count, dim=-1).indices.sort(dim=-1).values
 
 
 class Language(Phase):
@@ -105,7 +106,7 @@ class Language(Phase):
 
     def _read(self, scenes: list[Scene], seed: int, easy: bool = False) -> tuple[Tensor, Pack]:
         labels = codes.patches(scenes)
-        places = chosen(labels.kind, self.visual // (1 + easy), seed)
+        places = chosen(labels.middle, self.visual // (1 + easy), seed)
         generator = torch.Generator().manual_seed(seed)
         labels.box = labels.box + 0.004 * torch.randn(labels.box.shape, generator=generator)
         vectors = codes.encode(labels, self.model.lm_head.in_features)
@@ -126,10 +127,13 @@ class Language(Phase):
 
 
 class Tower(Phase):
-    """The tower and the projector, on crowded pictures of 12 x 12 patches anywhere in the grid."""
+    """The tower and the projector, on crowded pictures of 12 x 12 patches anywhere in the grid.
+
+    Every other step's pictures are full of signs, since letters take longest to learn.
+    """
 
     name = "tower"
-    side = SIDE // 2
+    side, every = SIDE // 2, 7  # one step of so many sees whole pictures, a quarter as many
 
     def __init__(self, model: LlavaForConditionalGeneration, batch: int, device: torch.device) -> None:
         super().__init__(model, batch, device)
@@ -141,11 +145,11 @@ class Tower(Phase):
         unused = {id(weight) for weight in self.model.model.vision_tower.post_layernorm.parameters()}
         return [p for part in (*seeing, self.extra) for p in part.parameters() if id(p) not in unused]
 
-    def _look(self, seeds: range) -> tuple[dict[str, Tensor], Tensor, codes.Patches]:
-        whole = self.side == SIDE
-        scenes = [scene(TRAIN, seed, side=self.side, objects=(4 if whole else 5, 12)) for seed in seeds]
+    def _look(self, seeds: range, side: int, plates: bool = False) -> tuple[dict[str, Tensor], Tensor, codes.Patches]:
+        objects = (4 if side == SIDE else 5, 12)
+        scenes = [scene(TRAIN, seed, side=side, objects=objects, plates=plates) for seed in seeds]
         dice = random.Random(scenes[0].seed)
-        room = GRID - self.side // PATCH + 1
+        room = GRID - side // PATCH + 1
         corners = [(dice.randrange(room), dice.randrange(room)) for _ in scenes]
         labels = codes.patches(scenes, corners)
         hidden = see(self.model, pictures(scenes).to(self.device), corners)
@@ -155,13 +159,18 @@ class Tower(Phase):
         return patch_loss(self.heads, hidden, projected, labels), projected, labels
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
-        losses, _, _ = self._look(range(step * self.batch, (step + 1) * self.batch))
-        return total(losses), {f"{key} loss": float(value.detach()) for key, value in losses.items()}
+        whole = step % self.every == 0
+        count, side = (max(1, self.batch // 4), SIDE) if whole else (self.batch, self.side)
+        seeds = range(step * self.batch, step * self.batch + count)
+        losses, _, _ = self._look(seeds, side, plates=not whole and step % 2 == 0)
+        return total(losses), {} if whole else {f"{key} loss": float(value.detach()) for key, value in losses.items()}
 
     @torch.no_grad()
     def test(self) -> dict[str, float]:
-        _, projected, labels = self._look(range(HELD_OUT, HELD_OUT + 64))
-        return read_codes(projected, labels)
+        _, projected, labels = self._look(range(HELD_OUT, HELD_OUT + 64), self.side)
+        _, whole, theirs = self._look(range(HELD_OUT, HELD_OUT + 24), SIDE)
+        found = read_codes(whole, theirs)
+        return read_codes(projected, labels) | {f"{key} (whole)": value for key, value in found.items()}
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
@@ -174,51 +183,17 @@ def pictures(scenes: list[Scene]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(draw(one)) for one in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
-class Joint(Tower):
-    """Everything on whole scenes: the answers' loss beside the patches'.
+class Deep(Tower):
+    """The language model, grown to its full depth, on what the finished tower sees.
 
-    Most steps give the language model only part of the visual tokens, all that show something among them: reading costs
+    The tower's features of each picture are computed once and read again with other questions, pass after pass. Most
+    steps give the language model only part of the visual tokens, all that show something among them: reading costs
     less, and what stands elsewhere is not needed.
     """
 
-    name = "joint"
-    side = SIDE
-    visual, every = 112, 4  # tokens given to the language model; all of them in one step of so many
-
-    def trained(self) -> list[nn.Parameter]:
-        language = self.model.model.language_model
-        return [*super().trained(), *language.parameters(), *self.model.lm_head.parameters()]
-
-    def _read(self, seeds: range, seed: int, count: int) -> tuple[Tensor, Pack, dict[str, Tensor]]:
-        losses, projected, labels = self._look(seeds)
-        places = chosen(labels.kind, count, seed).to(self.device)
-        visual = projected.gather(1, places[..., None].expand(-1, -1, projected.shape[-1]))
-        made = packed([scene(TRAIN, one) for one in seeds], self.device)
-        return answer(self.model, visual, places, made), made, losses
-
-    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
-        first = JOINT_FROM + step * self.batch
-        count = GRID * GRID if step % self.every == 0 else self.visual
-        logits, made, losses = self._read(range(first, first + self.batch), step, count)
-        told = answer_loss(logits, made)
-        figures = {"loss": float(told.detach())}
-        figures |= {f"{key} loss": float(value.detach()) for key, value in losses.items()}
-        return 2.0 * told + total(losses), figures
-
-    @torch.no_grad()
-    def test(self) -> dict[str, float]:
-        logits, made, _ = self._read(range(HELD_OUT, HELD_OUT + 32), 0, GRID * GRID)
-        return {"held-out loss": float(answer_loss(logits, made)), **right(logits, made)}
-
-
-class Deep(Joint):
-    """The language model alone, grown to its full depth, on what the finished tower sees.
-
-    The tower's features of each picture are computed once and read again with other questions, pass after pass.
-    """
-
     name = "deep"
-    pictures = 1600  # whose features are kept in memory: 0.7 GB at width 192
+    visual, every = 96, 7  # visual tokens of a step; in one step of so many all of them, of a quarter of the scenes
+    pictures = 1920  # whose features are kept in memory: 0.9 GB at width 192
 
     def __init__(self, model: LlavaForConditionalGeneration, batch: int, device: torch.device) -> None:
         super().__init__(model, batch, device)
@@ -229,21 +204,40 @@ class Deep(Joint):
 
     @torch.no_grad()
     def _features(self, seeds: range) -> tuple[Tensor, Tensor]:
-        """Projected tokens (rows, patches, width) and kinds (rows, patches) of these scenes."""
+        """Projected tokens (rows, patches, width) of these scenes, and whether a code stands there (rows, patches)."""
         if any(seed not in self.seen for seed in seeds):
-            _, projected, labels = self._look(seeds)
-            self.seen.update(zip(seeds, zip(projected, labels.kind, strict=True), strict=True))
+            _, projected, labels = self._look(seeds, SIDE)
+            self.seen.update(zip(seeds, zip(projected, labels.middle, strict=True), strict=True))
         return torch.stack([self.seen[seed][0] for seed in seeds]), torch.stack([self.seen[seed][1] for seed in seeds])
+
+    def _read(self, seeds: range, count: int, seed: int, turn: int = 0) -> tuple[Tensor, Pack]:
+        projected, middles = self._features(seeds)
+        places = chosen(middles.cpu(), count, seed).to(self.device)
+        visual = projected.gather(1, places[..., None].expand(-1, -1, projected.shape[-1]))
+        made = packed([scene(TRAIN, one) for one in seeds], self.device, turn=turn)
+        return answer(self.model, visual, places, made), made
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         turn, place = divmod(step, self.pictures // self.batch)
-        seeds = range(JOINT_FROM + place * self.batch, JOINT_FROM + (place + 1) * self.batch)
-        projected, kinds = self._features(seeds)
-        places = chosen(kinds.cpu(), GRID * GRID if step % self.every == 0 else self.visual, step).to(self.device)
-        visual = projected.gather(1, places[..., None].expand(-1, -1, projected.shape[-1]))
-        made = packed([scene(TRAIN, seed) for seed in seeds], self.device, turn=turn)
-        told = answer_loss(answer(self.model, visual, places, made), made)
+        whole = step % self.every == 0
+        first = SEEN_FROM + place * self.batch
+        seeds = range(first, first + (max(1, self.batch // 4) if whole else self.batch))
+        logits, made = self._read(seeds, GRID * GRID if whole else self.visual, step, turn)
+        told = answer_loss(logits, made)
         return told, {"loss": float(told.detach())}
 
+    @torch.no_grad()
+    def test(self) -> dict[str, float]:
+        parts = [range(HELD_OUT + i, HELD_OUT + i + 8) for i in range(0, 40, 8)]
+        found = [self._read(seeds, GRID * GRID, 0) for seeds in parts]
+        losses = [float(answer_loss(logits, made)) for logits, made in found]
+        return {"held-out loss": sum(losses) / len(losses), **joined([right(*one) for one in found])}
 
-PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Language, Tower, Joint, Deep)}
+
+def joined(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Means of the figures of several batches, rounded."""
+    keys = sorted({key for part in parts for key in part})
+    return {key: round(fmean(part[key] for part in parts if key in part), 3) for key in keys}
+
+
+PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Language, Tower, Deep)}

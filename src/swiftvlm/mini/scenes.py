@@ -157,12 +157,14 @@ def gap(one: Box, other: Box) -> Number:
     return math.hypot(across, down)
 
 
-def scene(pool: Pool, seed: int, *, side: int = SIDE, objects: tuple[int, int] = (4, 12)) -> Scene:
-    """Scene number `seed` of a pool. Smaller pictures with other counts serve to train on, never to test on."""
+def scene(
+    pool: Pool, seed: int, *, side: int = SIDE, objects: tuple[int, int] = (4, 12), plates: bool = False
+) -> Scene:
+    """Scene number `seed` of a pool. Other sides and counts and more signs (`plates`) serve training, never tests."""
     rng = random.Random(pool.offset + seed)
     background = rng.choice(pool.photos) if rng.random() < 0.5 else f"texture:{rng.randrange(10**6)}"
     total = rng.randint(*objects)
-    wanted = min(rng.randint(1, 3), total // 3)
+    wanted = total // 2 if plates else min(rng.randint(1, 3), total // 3)
     things: list[Thing] = []
     signs: list[Sign] = []
     for _ in range(4 * total):

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from swiftvlm.mini.codes import FREQUENCIES, SLOTS, WIDTH, WIDTHS
 from swiftvlm.mini.scenes import GRID
@@ -21,6 +22,9 @@ from swiftvlm.mini.words import COLORS, KINDS, LETTERS, PLURALS
 STRENGTH = 2.0  # of a position's waves beside a patch's pixels
 SHARPNESS = 0.65  # of the attention to a neighbour
 GAIN = 1.0  # of the attention to what a word names
+BROUGHT = 0.33  # in and out, of what these heads bring
+FINDERS, BACK = (0, 1, 3), 2  # heads that begin with what a word names, and with the word before
+WORD = 191  # the entry that every word has and no patch
 
 
 def _meanings() -> dict[str, int]:
@@ -53,6 +57,7 @@ def prime(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration
             [angle.sin(), angle.cos()], dim=-1
         )
     _find_the_named(model)
+    _look_back(model)
     _see_neighbours(model)
     _see_smoothly(model.model.vision_tower.embeddings.patch_embedding)
     return model
@@ -73,29 +78,88 @@ def _see_smoothly(patches: nn.Conv2d) -> None:
             patches.weight[3 * i + channel, channel] = strength * waves[down][:, None] * waves[across]
 
 
-def _find_the_named(model: LlavaForConditionalGeneration) -> None:
-    """Two heads of each layer begin by taking a word that names a kind to the patches of that kind.
+def _spans() -> dict[str, slice]:
+    """Where each part of a patch's code stands."""
+    ends = torch.tensor([0, *WIDTHS.values()]).cumsum(0).tolist()
+    return {name: slice(first, end) for name, first, end in zip(WIDTHS, ends, ends[1:], strict=False)}
 
-    Only the slow waves of a head compare over hundreds of positions, so what is compared stands there.
+
+def _signatures(count: int, room: int) -> torch.Tensor:
+    """Unit vectors (room, count), as unlike as may be: axes and their opposites, or corners of a cube."""
+    if count > 2 * room:
+        corners = 1.0 - 2.0 * (torch.arange(2**room) // 2 ** torch.arange(room)[:, None] % 2)
+        return corners[:, :count] / math.sqrt(room)
+    axes = torch.eye(room)
+    return torch.cat([axes, -axes], dim=1)[:, :count]
+
+
+def _find_the_named(model: LlavaForConditionalGeneration) -> None:
+    """Three heads of each layer begin by taking a word to the patches that show the kind and the colour it names.
+
+    Only the slow waves of a head compare over hundreds of positions, so what is compared stands there. What they bring
+    back is where the thing stands, its colour and its kind.
     """
-    entries = dict(zip(WIDTHS, torch.tensor([0, *WIDTHS.values()]).cumsum(0).tolist(), strict=False))
-    kinds = slice(entries["kind"], entries["kind"] + WIDTHS["kind"])
     for layer in model.model.language_model.layers:
+        # What layers add at random would drown words of length 1: they begin by adding what is said here and no more.
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    spans = _spans()
+    kinds = slice(spans["kind"].start, spans["kind"].start + len(KINDS))
+    colors, box = spans["color"], spans["box"]
+    middle = (box.start + box.stop) // 2
+    where = range(box.start, middle), range(middle, box.stop)
+    brought = ([*where[0], *range(colors.start, colors.stop)], [*where[1]], [*range(kinds.start, kinds.stop)])
+    for depth, layer in enumerate(model.model.language_model.layers):
         attention = layer.self_attn
-        half = attention.head_dim // 2
-        slow = [i for i in reversed(range(attention.head_dim)) if i % half >= half // 2]
-        for head in range(2):
-            rows = torch.tensor(slow) + head * attention.head_dim
-            query, key = (torch.zeros(len(slow), attention.q_proj.in_features) for _ in range(2))
-            mix = torch.randn(len(slow) - 1, WIDTHS["kind"])
-            query[1:, kinds] = key[1:, kinds] = GAIN * mix / mix.norm(dim=0)
+        size, half = attention.head_dim, attention.head_dim // 2
+        slow = [i for i in reversed(range(size)) if i % half >= half // 2]
+        for head, told in zip(FINDERS, brought, strict=True):
+            query, key = (torch.zeros(size, attention.q_proj.in_features) for _ in range(2))
+            room = torch.tensor(slow[1:])[torch.randperm(len(slow) - 1)]
+            many = len(KINDS) // 2
+            for rows, entries in ((room[:many], kinds), (room[many:], colors)):
+                signs = GAIN * _signatures(entries.stop - entries.start, len(rows))
+                query[rows, entries], key[rows, entries] = signs, signs
             # A patch that shows something is worth more to a name than the name itself.
-            query[0, kinds], key[0, entries["shown"]] = GAIN, 2.5 * GAIN
-            attention.q_proj.weight[rows], attention.k_proj.weight[rows] = query, key
-        finders = slice(0, 2 * attention.head_dim)
-        fast = torch.tensor([i for i in range(2 * attention.head_dim) if i % attention.head_dim not in slow])
-        attention.q_proj.weight[finders][fast] = 0.0
-        attention.k_proj.weight[finders][fast] = 0.0
+            query[slow[0], kinds] = query[slow[0], colors] = GAIN
+            key[slow[0], spans["shown"].start] = 2.5 * GAIN
+            mine = slice(head * size, (head + 1) * size)
+            attention.q_proj.weight[mine], attention.k_proj.weight[mine] = query, key
+            if depth:
+                _bring(attention, head, told, BROUGHT)
+
+
+def _bring(attention: LlamaAttention, head: int, entries: list[int], strength: float) -> None:
+    """Let a head add these entries of what it attends to, as they are."""
+    size = attention.head_dim
+    for i, entry in enumerate(entries[:size]):
+        attention.v_proj.weight[head * size + i] = 0.0
+        attention.o_proj.weight[:, head * size + i] = 0.0
+        attention.v_proj.weight[head * size + i, entry] = strength
+        attention.o_proj.weight[entry, head * size + i] = strength
+
+
+def _look_back(model: LlavaForConditionalGeneration) -> None:
+    """A head of the first two layers begins with the word before: `red umbrella` makes one thing of two words.
+
+    Every word has the entry `WORD`, and turning what asks for it by one position's angle makes the last position match.
+    """
+    language = model.model.language_model
+    table = language.embed_tokens.weight
+    table[:, WORD] = 0.0
+    table[:, WORD] = 0.4 * table.norm(dim=1)  # the same share of every word, long or short
+    waves = language.rotary_emb.inv_freq
+    for layer in language.layers[:2]:
+        attention = layer.self_attn
+        size, half = attention.head_dim, attention.head_dim // 2
+        rows = slice(BACK * size, (BACK + 1) * size)
+        attention.q_proj.weight[rows], attention.k_proj.weight[rows] = 0.0, 0.0
+        for i in range(3):
+            attention.k_proj.weight[BACK * size + i, WORD] = 1.2
+            attention.q_proj.weight[BACK * size + i, WORD] = 1.2 * waves[i].cos()
+            attention.q_proj.weight[BACK * size + half + i, WORD] = -1.2 * waves[i].sin()
+        colors = _spans()["color"]
+        _bring(attention, BACK, [*range(colors.start, colors.stop), *range(WORD - 24, WORD)], BROUGHT)
 
 
 def _see_neighbours(model: LlavaForConditionalGeneration) -> None:

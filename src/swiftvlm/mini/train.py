@@ -1,16 +1,18 @@
-"""Train the embedded model: `python -m swiftvlm.mini.train language|tower|joint|deep`.
+"""Train the embedded model: `python -m swiftvlm.mini.train language|tower|deep`.
 
 `language` teaches a shallow language model to answer from the codes of patches, without pictures. `tower`, which may
 run at the same time, teaches the vision tower and the projector to give each patch its code, on small crowded pictures
-at every place of the grid. `joint` puts both together on whole scenes; `deep` grows the language model to its full
-depth and trains it on what the finished tower sees. Every phase goes on where it was stopped.
+at every place of the grid. `deep` puts both together: it grows the language model to its full depth and trains it on
+what the finished tower sees. Every phase goes on where it was stopped.
 """
 
 import json
 import math
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import torch
@@ -27,7 +29,7 @@ from swiftvlm.mini.start import prime
 
 SAVE_EVERY = 90.0  # seconds
 SEEING = ("model.vision_tower.", "model.multi_modal_projector.")
-WARM_UP = 0.02  # share of the time over which the learning rate rises
+WARM_UP = {"deep": 0.1}  # share of the time over which the learning rate rises; new layers begin as zeros
 app = typer.Typer(add_completion=False)
 console = Console(stderr=True)
 
@@ -96,7 +98,8 @@ class Training:
     def set_rate(self) -> None:
         """The learning rate at this time: a short rise, then a half cosine down to a fiftieth."""
         done = min(1.0, self.spent / self.limit)
-        shape = min(done / WARM_UP, 1.0) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
+        risen = min(done / WARM_UP.get(self.phase.name, 0.02), 1.0)
+        shape = risen * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * max(shape, 1e-3)
@@ -117,15 +120,14 @@ class Training:
 
     def run(self, every: int) -> None:
         """Train until the time is used up; test every `every` steps."""
-        saved, sums, count = time.monotonic(), dict[str, float](), 0
+        saved, seen = time.monotonic(), defaultdict[str, list[float]](list)
         while self.spent < self.limit:
             for key, value in self.advance().items():
-                sums[key] = sums.get(key, 0.0) + value
-            count += 1
+                seen[key].append(value)
             if self.step % every == 0 or self.spent >= self.limit:
-                means = {key: round(value / count, 4) for key, value in sums.items()}
+                means = {key: round(fmean(values), 4) for key, values in seen.items()}
                 self.log.append({"step": self.step, "minutes": round(self.spent / 60, 2), **means, **self.phase.test()})
-                sums, count = {}, 0
+                seen.clear()
                 left = (self.limit - self.spent) / 60
                 console.print(f"{left:.0f} min left  {self.log[-1]}", highlight=False, soft_wrap=True)
             if time.monotonic() - saved > SAVE_EVERY:
@@ -165,14 +167,12 @@ def begin(phase: str, recipe: Recipe, out: Path, seed: int, onward: bool) -> Lla
         model, _ = load_mini()
         model.train()
         model.set_attn_implementation("eager")
-    if phase == "joint" and not onward:
+    if phase == "deep" and not onward:
         model.load_state_dict(_left(out, "language", phase))
-    if phase == "joint" or (onward and phase == "deep" and (out / "tower.pt").exists()):
+        model = grow(model, recipe)
+    if phase == "deep" and (not onward or (out / "tower.pt").exists()):
         seen = {key: weight for key, weight in _left(out, "tower", phase).items() if key.startswith(SEEING)}
         model.load_state_dict(seen, strict=False)
-    if phase == "deep" and not onward:
-        model.load_state_dict(_left(out, "joint", phase))
-        model = grow(model, recipe)
     return model
 
 
@@ -188,7 +188,7 @@ def _left(out: Path, name: str, phase: str) -> dict[str, Any]:
 
 @app.command()
 def train(
-    phase: Annotated[str, typer.Argument(help="language, tower, joint or deep")],
+    phase: Annotated[str, typer.Argument(help="language, tower or deep")],
     out: Annotated[Path, typer.Option(help="where states, logs and plots go")] = Path("build/mini"),
     minutes: Annotated[float, typer.Option(help="training time of the phase in all, over every start")] = 60,
     rate: Annotated[float, typer.Option(help="peak learning rate")] = 1e-3,
@@ -197,6 +197,7 @@ def train(
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     every: Annotated[int, typer.Option(help="steps between two tests")] = 100,
     seed: Annotated[int, typer.Option()] = 0,
+    first: Annotated[Path | None, typer.Option("--from", help="a phase's state to start from")] = None,
     onward: Annotated[bool, typer.Option("--onward", help="start from the shipped weights")] = False,
     shipped: Annotated[bool, typer.Option("--ship", help="write the result into the package, in bfloat16")] = False,
 ) -> None:
@@ -209,9 +210,10 @@ def train(
     recipe = RECIPES[size]
     model = begin(phase, recipe, out, seed, onward)
     made = PHASES[phase](model, batch, device)
-    before = out / {"joint": "tower.pt", "deep": "joint.pt"}.get(phase, "")
-    if before.is_file():
-        made.extra.load_state_dict(torch.load(before, weights_only=True)["extra"])
+    if first:
+        state = torch.load(first, weights_only=True)
+        model.load_state_dict(state["model"])
+        made.extra.load_state_dict(state["extra"])
     training = Training(made, out, minutes, rate)
     found = training.resume()
     console.print(f"{phase}: {'going on at' if found else 'starting at'} step {training.step}, {device}")

@@ -1,0 +1,168 @@
+"""`swiftvlm profile`: which layers know what matters, and the pruning layers that follow."""
+
+import json as text
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from swiftvlm.cli.eval import header
+from swiftvlm.cli.parse import print_json
+from swiftvlm.cli.report import progress
+from swiftvlm.errors import SelectionError, SwiftVLMError
+from swiftvlm.evaluation.journal import Journal
+from swiftvlm.evaluation.tasks import Task, embedded_task
+from swiftvlm.evaluation.user import user_tasks
+from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.mini import load_mini, pool
+from swiftvlm.plans import Number
+from swiftvlm.profiles import LayerProfile, own_folder
+from swiftvlm.selection import Choice, curve, knee
+from swiftvlm.selection.choose import records, steps
+from swiftvlm.selection.measure import Profile, Profiling, profile_of
+from swiftvlm.shape import ModelShape
+
+
+def profile(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = ",".join(pool.TASKS),
+    data: Annotated[Path | None, typer.Option(help="Your own questions instead: a JSONL file.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Questions a task.")] = 200,
+    share: Annotated[float, typer.Option(help="V: fraction of visual tokens a layer keeps.")] = 0.2,
+    choose: Annotated[int | None, typer.Option(min=1, help="Pruning layers to choose (the knee if absent).")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
+    out: Annotated[Path, typer.Option(help="Result file; a run that was stopped goes on.")] = Path("profile.json"),
+    save: Annotated[bool, typer.Option("--save", help="Let SwiftVLM() use these layers for this model.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")] = False,
+) -> None:
+    """Measure the profile of a model's layers and choose pruning layers from it, resumable layer by layer.
+
+    Example: swiftvlm profile --samples 20 --tasks ref,text --choose 3
+    """
+    if not out.parent.is_dir():
+        raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
+    names = [name.strip() for name in tasks.split(",")]
+    wanted = user_tasks(data) if data else [embedded_task(name, samples, "train") for name in names]
+    wanted = [task.shortened(samples) for task in wanted]
+    loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
+    shape = ModelShape.of(loaded)
+    runner = Profiling(loaded, processor, batch, share)
+    about = header(loaded, wanted) | {"share": share, "data": str(data) if data else "embedded, training pool"}
+    journal = Journal(out, about, must=("share", "data"))
+    _announce(wanted, runner, journal)
+    with progress("answering", len(runner.cells()) * sum(len(task.samples) for task in wanted)) as tell:
+        runner.run(wanted, runner.cells(), journal, tell)
+    found = profile_of(journal.rows, shape.layers)
+    # Whatever can be chosen from it, what was measured is kept.
+    journal.finish([found.__dict__])
+    chosen = _chosen(found, choose)
+    facts = describe(found, chosen)
+    journal.finish([facts])
+    if save:
+        facts["saved"] = str(_save(model or "embedded", shape, found, chosen, about))
+    if json:
+        print_json(facts)
+    else:
+        show(facts, out)
+
+
+def _announce(tasks: list[Task], runner: Profiling, journal: Journal) -> None:
+    """What it will cost, before it costs."""
+    asked = sum(len(task.samples) for task in tasks)
+    total = asked * (runner.layers + 1)
+    Console(stderr=True, highlight=False).print(
+        f"{asked} questions, once whole and once for each of {runner.layers} layers: {total:,} answers"
+        + (f", {len(journal.rows):,} of them there already" if journal.rows else ""),
+        soft_wrap=True,
+    )
+
+
+def _chosen(found: Profile, stages: int | None) -> list[Choice]:
+    """The best layers for 1, 2, ... stages, and last the one that is taken."""
+    choices = list(curve(found.relative, runnable=True))
+    taken = knee(found.relative, runnable=True) if stages is None else None
+    if stages is not None and stages > len(choices):
+        raise SelectionError(
+            f"--choose {stages}: this profile has {len(choices)} layers that can follow each other "
+            f"(records: {', '.join(map(str, records(found.relative)))})"
+        )
+    return [*choices, taken or choices[(stages or 1) - 1]]
+
+
+def describe(found: Profile, chosen: list[Choice]) -> dict[str, Any]:
+    """Everything `profile` prints, as plain data."""
+    *choices, taken = chosen
+    return {
+        "layers": taken.layers,
+        "value": taken.value,
+        "gains": taken.gains,
+        "y": steps(found.relative, taken.layers),
+        "choices": [choice.__dict__ for choice in choices],
+        "relative": found.relative,
+        "errors": found.errors,
+        "spread": found.spread,
+        "by_spread": [choice.__dict__ for choice in _or_none(found.spread)],
+        "tasks": found.tasks,
+        "left_out": found.left_out,
+    }
+
+
+def _or_none(values: tuple[Number, ...]) -> tuple[Choice, ...]:
+    with suppress(SelectionError):
+        return curve(values, runnable=True)
+    return ()
+
+
+def _save(name: str, shape: ModelShape, found: Profile, chosen: list[Choice], about: dict[str, Any]) -> Path:
+    made = LayerProfile(Path(name).name, "measured", chosen[-1].layers, shape, found.relative, _birth(about))
+    path = own_folder() / (re.sub(r"[^A-Za-z0-9.-]+", "-", made.name).lower() + ".json")
+    made.write(path)
+    return path
+
+
+def _birth(about: dict[str, Any]) -> dict[str, Any]:
+    """With what a profile was measured."""
+    # The arguments are what was asked; the program's own path is of no use to anybody else.
+    told: dict[str, Any] = text.loads(text.dumps(about))
+    return told | {"command": " ".join(["swiftvlm", *sys.argv[1:]]), "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the library, where it runs from a checkout."""
+    try:
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def show(facts: dict[str, Any], out: Path) -> None:
+    """The profile and its layers in the terminal."""
+    console = Console(highlight=False)
+    table = Table("layer", "x", "±", "y", "", box=None)
+    for column in table.columns[:4]:
+        column.justify = "right"
+    for i, (x, error, y) in enumerate(zip(facts["relative"], facts["errors"], facts["y"], strict=True), 1):
+        gain = dict(zip(facts["layers"], facts["gains"], strict=True)).get(i)
+        mark = "" if gain is None else f"  <- prune, +{gain:.3f}"
+        bar = "#" * round(30 * max(0.0, min(1.0, x)))
+        table.add_row(str(i), f"{x:.3f}", f"{error:.3f}", f"{y:.3f}", bar + mark)
+    console.print(table)
+    for choice in facts["choices"]:
+        taken = "  <- taken" if choice["layers"] == facts["layers"] else ""
+        console.print(f"{len(choice['layers'])} layers: P = {choice['value']:.3f}  {choice['layers']}{taken}")
+    for task in facts["left_out"]:
+        console.print(f"{task} is left out: the model never answers it")
+    if "saved" in facts:
+        console.print(f"SwiftVLM() now prunes this model at {facts['layers']} ({facts['saved']})", soft_wrap=True)
+    console.print(f"saved to {out}", soft_wrap=True)

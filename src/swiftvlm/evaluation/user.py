@@ -1,0 +1,92 @@
+"""A user's own questions: a file with one JSON object a line."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.evaluation.tasks import Sample, Task
+from swiftvlm.inputs.images import open_image
+
+FIELDS = "image (a path, from the file's folder), question, and answer (text) or box ([x1, y1, x2, y2] in 0 to 1)"
+SHOWN = 5  # malformed lines that are told in full
+
+
+def user_tasks(path: Path) -> list[Task]:
+    """The tasks in a JSONL file: `image`, `question`, `answer` or `box`, and, if wanted, `task` and `id`.
+
+    Lines without a `task` are one named after the file. An answer counts if it is the very text, a box if it overlaps
+    the true one by half.
+
+    Raises:
+        SwiftVLMError: no such file, no questions, or malformed lines, each told by its number.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as refused:
+        raise SwiftVLMError(f"{path}: cannot be read as text ({refused})") from None
+    samples: list[Sample] = []
+    wrong: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            found = _sample(line, path, number)
+            if isinstance(found, str):
+                wrong.append(f"{path}:{number}: {found}")
+            else:
+                samples.append(found)
+    keys = [sample.key for sample in samples]
+    wrong += [f"{path}: two lines have the id {key!r}" for key in dict.fromkeys(k for k in keys if keys.count(k) > 1)]
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise SwiftVLMError("; ".join(wrong[:SHOWN]) + more + f". Every line is one JSON object with {FIELDS}")
+    if not samples:
+        raise SwiftVLMError(f"{path} has no questions; every line is one JSON object with {FIELDS}")
+    grouped: dict[str, list[Sample]] = {}
+    for sample in samples:
+        grouped.setdefault(sample.task, []).append(sample)
+    return [
+        Task(name, 1, all(sample.box is not None for sample in found), 0.0, tuple(found))
+        for name, found in grouped.items()
+    ]
+
+
+def _sample(line: str, path: Path, number: int) -> Sample | str:
+    """The sample of a line, or what is wrong with it."""
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as broken:
+        return f"no JSON ({broken.msg} at column {broken.colno})"
+    if not isinstance(data, dict):
+        return f"a JSON object is expected, got {type(data).__name__}"
+    unknown = sorted(set(data) - {"image", "question", "answer", "box", "task", "id"})
+    if unknown:
+        return f"unknown field {unknown[0]!r}"
+    for name in ("image", "question"):
+        if not isinstance(data.get(name), str) or not data[name].strip():
+            return f"{name} must be a text, got {data.get(name)!r}"
+    image = path.parent / data["image"]
+    if not image.is_file():
+        return f"there is no image {image}"
+    told = _answer(data)
+    if isinstance(told, str):
+        return told
+    task, answer = str(data.get("task", path.stem)), str(data.get("answer", ""))
+    key = f"{task}/{data.get('id', number)}"
+    return Sample(task, key, str(image), partial(open_image, str(image)), data["question"], answer, told[0])
+
+
+def _answer(data: dict[str, Any]) -> tuple[tuple[float, float, float, float] | None] | str:
+    """The true box of a line (None where a text is asked for), or what is wrong with it."""
+    if ("answer" in data) == ("box" in data):
+        return "give an answer or a box, and not both"
+    if "answer" in data:
+        fine = isinstance(data["answer"], str) and data["answer"].strip()
+        return (None,) if fine else f"answer must be a text, got {data['answer']!r}"
+    box = data["box"]
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+        return f"box must be four numbers, got {box!r}"
+    x1, y1, x2, y2 = (float(value) for value in box)
+    if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+        return f"box must be [x1, y1, x2, y2] in shares of the picture's sides, 0 to 1 and in order, got {box}"
+    return ((x1, y1, x2, y2),)

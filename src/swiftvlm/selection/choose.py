@@ -1,0 +1,158 @@
+"""Pruning layers from a layer profile: the dynamic program of the paper's section 3.2.
+
+A profile x_1 ... x_L says how well the model answers when every layer from the third on sees only the visual tokens
+that layer i ranks first. Layers are numbered from 1, as in the paper. Chosen layers are records of the profile (eq. 4),
+so what a later stage selects is never worse than what the one before it selected.
+
+The paper's eq. 6 has x_2 in its first row and x_{i_2} in its second; the second must read x_{i_1}. Its last segment has
+the length L - i_m although the layers i_m to L are one more; we keep the paper's measure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swiftvlm.errors import SelectionError
+from swiftvlm.plans import Number
+
+FIRST = 3  # the first layer that may prune; the paper excludes layers 1 and 2
+ENOUGH = 0.98  # of what all layers together can add to the area: where the curve over the number of stages bends
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Pruning layers and what the profile says of them.
+
+    `area`: U (eq. 7's numerator); `value`: P = U / (L - 2) (eq. 7); `gains`: what each layer adds to the area while its
+    neighbours stay (eq. 8).
+    """
+
+    layers: tuple[int, ...]
+    area: Number
+    value: Number
+    gains: tuple[Number, ...]
+
+
+def _checked(profile: Sequence[Number]) -> Sequence[Number]:
+    if len(profile) <= FIRST:
+        raise SelectionError(f"a profile needs more than {FIRST} layers to choose from, got {len(profile)}")
+    if any(value != value for value in profile):
+        raise SelectionError(f"layer {next(i for i, x in enumerate(profile, 1) if x != x)} of the profile is NaN")
+    return profile
+
+
+def records(profile: Sequence[Number]) -> tuple[int, ...]:
+    """Layers from 3 on that are better than every layer from 2 on before them (eq. 4, x_i > M_i).
+
+    Raises:
+        SelectionError: fewer than four layers, or a value that is no number.
+    """
+    best, found = _checked(profile)[1], []
+    for layer in range(FIRST, len(profile) + 1):
+        if profile[layer - 1] > best:
+            best = profile[layer - 1]
+            found.append(layer)
+    return tuple(found)
+
+
+def steps(profile: Sequence[Number], layers: Sequence[int]) -> tuple[Number, ...]:
+    """y(t) for t = 1 ... L (eq. 6): the profile's value of the last layer that chose, x_2 before the first."""
+    chosen = [profile[1]] * len(profile)
+    for layer in layers:
+        chosen[layer - 1 :] = [profile[layer - 1]] * (len(profile) - layer + 1)
+    return tuple(chosen)
+
+
+def rated(profile: Sequence[Number], layers: Sequence[int]) -> Choice:
+    """What a profile says of given layers, chosen by whoever (eqs. 7 and 8).
+
+    Raises:
+        SelectionError: the layers do not ascend between 3 and L.
+    """
+    depth = len(_checked(profile))
+    if list(layers) != sorted(set(layers)) or any(not FIRST <= layer <= depth for layer in layers):
+        raise SelectionError(f"pruning layers ascend between {FIRST} and {depth}, got {tuple(layers)}")
+    ends = [2, *layers, depth]
+    values = [profile[end - 1] for end in ends]
+    area = sum(values[k] * (ends[k + 1] - ends[k]) for k in range(len(ends) - 1))
+    gains = tuple((values[k] - values[k - 1]) * (ends[k + 1] - ends[k]) for k in range(1, len(ends) - 1))
+    return Choice(tuple(layers), area, area / (depth - 2), gains)
+
+
+def choose(profile: Sequence[Number], stages: int, runnable: bool = False) -> Choice:
+    """The `stages` records with the largest area U, in O(stages L^2) steps.
+
+    `runnable`: only what `SwiftVLM(layers=...)` can run. Its first stage acts behind its layer, every later one before
+    its own, so the second layer cannot follow the first directly; the paper's program does not know this.
+
+    Ties go to the earlier layers. Eq. 9 is the program's last step: of two last layers i < j behind the same p, j is
+    at least as good exactly if x_j (L - j) >= x_i (L - i) - x_p (j - i).
+
+    Raises:
+        SelectionError: fewer than one stage, or more than the profile has records that may follow each other.
+    """
+    allowed = records(profile)
+    if not 1 <= stages <= len(allowed):
+        raise SelectionError(
+            f"the profile has {len(allowed)} layers better than all before them ({', '.join(map(str, allowed))}); "
+            f"{stages} pruning layers cannot be chosen"
+        )
+    best: dict[int, tuple[Number, tuple[int, ...]]] = {2: (0.0, ())}
+    for stage in range(stages):
+        gap = 2 if runnable and stage == 1 else 1
+        ways = {layer: _extended(profile, best, layer, gap) for layer in allowed}
+        best = {layer: max(found, key=_rank) for layer, found in ways.items() if found}
+    ended = _extended(profile, best, len(profile), 0)
+    if not ended:
+        raise SelectionError(
+            f"of the layers {allowed}, no {stages} can run behind each other: the second stage acts before its layer, "
+            "so it cannot follow the first directly"
+        )
+    return rated(profile, max(ended, key=_rank)[1][:-1])
+
+
+def _extended(
+    profile: Sequence[Number], best: dict[int, tuple[Number, tuple[int, ...]]], layer: int, gap: int
+) -> list[tuple[Number, tuple[int, ...]]]:
+    """Area and layers of every way to go on to a layer from the best ways so far."""
+    return [
+        (area + profile[last - 1] * (layer - last), (*chosen, layer))
+        for last, (area, chosen) in best.items()
+        if layer - last >= gap
+    ]
+
+
+def _rank(way: tuple[Number, tuple[int, ...]]) -> tuple[Number, list[int]]:
+    """Larger areas first, then earlier layers."""
+    return way[0], [-layer for layer in way[1]]
+
+
+def curve(profile: Sequence[Number], most: int | None = None, runnable: bool = False) -> tuple[Choice, ...]:
+    """The best layers for every number of stages, from 1 to `most` or to as many as can be chosen.
+
+    Raises:
+        SelectionError: no layer is better than layer 2, so nothing can be chosen.
+    """
+    count = len(records(profile))
+    if not count:
+        raise SelectionError(f"no layer from {FIRST} on is better than layer 2 ({profile[1]:.3f}): nothing to choose")
+    found = [choose(profile, 1)]
+    for stages in range(2, min(count, most or count) + 1):
+        try:
+            found.append(choose(profile, stages, runnable))
+        except SelectionError:
+            break
+    return tuple(found)
+
+
+def knee(profile: Sequence[Number], runnable: bool = False) -> Choice:
+    """The fewest layers that gain 98% of what any number of records can gain over pruning by layer 2 throughout.
+
+    The paper leaves the number open and uses three.
+
+    Raises:
+        SelectionError: as `curve`.
+    """
+    choices = curve(profile, runnable=runnable)
+    nothing = rated(profile, ()).area
+    most = max(choice.area for choice in choices) - nothing
+    return next(choice for choice in choices if choice.area - nothing >= ENOUGH * most)

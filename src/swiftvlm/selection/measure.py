@@ -1,0 +1,182 @@
+"""The layer profile (paper, section 3.2): how well a model answers from the visual tokens that one layer ranks first.
+
+Pass 1 runs the model whole and notes each layer's first tokens by the attention of the last prompt token, head mean,
+one query row a layer. Pass 2 runs it again for each layer i: layers 1 and 2 see every token, all others the tokens of
+layer i, at their original positions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from swiftvlm.budget import Budget
+from swiftvlm.engine import prune
+from swiftvlm.errors import SelectionError
+from swiftvlm.evaluation.journal import Row
+from swiftvlm.evaluation.oracle import Listed
+from swiftvlm.evaluation.run import Cell, Evaluation
+from swiftvlm.evaluation.scorers import mean
+from swiftvlm.evaluation.summary import VANILLA
+from swiftvlm.evaluation.tasks import Sample
+from swiftvlm.methods import find_method
+from swiftvlm.methods.base import Method
+from swiftvlm.plans import Cut, Number, Plan
+from swiftvlm.scores import TextAttention, View
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Stage
+
+WHOLE_LAYERS = 2  # that see every token in pass 2
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Rates as `TextAttention` does and notes, for every row, the places of its first `share` among visual tokens."""
+
+    share: Number
+    probe: Literal["previous", "next"] = "previous"
+    noted: list[tuple[int, ...]] = field(default_factory=list)
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """The attention of the last prompt token; what is noted is what the latest prefill said."""
+        scores = TextAttention(self.probe).rate(view)
+        self.noted[:] = [first(scores[row, view.candidates[row]], self.share) for row in range(len(scores))]
+        return scores
+
+
+def first(scores: Tensor, share: Number) -> tuple[int, ...]:
+    """Ascending places of the best `share` of some scores, at least one; ties go to the earlier place."""
+    count = max(1, math.ceil(share * len(scores) - 1e-9)) if len(scores) else 0
+    order = torch.argsort(scores, descending=True, stable=True)
+    return tuple(sorted(order[:count].tolist()))
+
+
+@dataclass(frozen=True)
+class Watching(Method):
+    """Prunes nothing; notes what each layer looks at. `watches`: behind layers 1, 2, ...; one before the last layer."""
+
+    name: ClassVar[str] = "watching"
+    summary: ClassVar[str] = "prunes nothing and notes what layers look at"
+
+    watches: tuple[Watch, ...] = ()
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """One stage a watch."""
+        layers = range(1, shape.layers) if len(self.watches) > 1 else (shape.layers - 1,)
+        return tuple(Stage(after=layer, score=watch) for layer, watch in zip(layers, self.watches, strict=True))
+
+    def plan(
+        self, shape: ModelShape, visual: int, text: Number, budget: Budget = None, preset: str | None = None
+    ) -> Plan:
+        """Every token at every layer."""
+        cuts = tuple(Cut(stage.after, visual, 0) for stage in self.stages(shape)) if visual else ()
+        return Plan(shape.layers, visual, text, cuts)
+
+
+class Profiling(Evaluation):
+    """Answers every sample once whole and once a layer."""
+
+    def __init__(self, model: PreTrainedModel, processor: Any, batch: int, share: Number) -> None:
+        """`share`: V, the fraction of visual tokens that a layer keeps.
+
+        Raises:
+            SelectionError: a share outside (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise SelectionError(f"share is the fraction of visual tokens a layer keeps, in (0, 1]; got {share}")
+        super().__init__(model, processor, batch)
+        self.share = share
+        self.layers = ModelShape.of(model).layers
+        self.seen: dict[str, list[tuple[int, ...]]] = {}  # of each sample: places by layer
+
+    def cells(self) -> list[Cell]:
+        """Vanilla and one cell a layer."""
+        vanilla = find_method(VANILLA)
+        return [Cell(label, vanilla, None) for label in (VANILLA, *(f"layer {i}" for i in range(1, self.layers + 1)))]
+
+    def method(self, cell: Cell, samples: Sequence[Sample], inputs: dict[str, Any]) -> Method:
+        """Only the places of the cell's layer, which are looked up first if need be."""
+        if cell.label == VANILLA:
+            return cell.method
+        if any(sample.key not in self.seen for sample in samples):
+            self._watch(samples, inputs)
+        layer = int(cell.label.split()[1])
+        return Listed(tuple(self.seen[sample.key][layer - 1] for sample in samples), after=WHOLE_LAYERS)
+
+    def _watch(self, samples: Sequence[Sample], inputs: dict[str, Any]) -> None:
+        """Pass 1. The last layer's map cannot be read behind it, where nothing can be cut any more: it is projected."""
+        watches = tuple(Watch(self.share) for _ in range(self.layers - 1))
+        last = Watch(self.share, probe="next")
+        model: Any = self.model
+        for method in (Watching(watches), Watching((last,))):
+            with torch.no_grad(), prune(self.model, method):
+                model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        by_row = zip(*(watch.noted for watch in (*watches, last)), strict=True)
+        self.seen.update(zip((sample.key for sample in samples), (list(places) for places in by_row), strict=True))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """x_1 ... x_L with standard errors. `relative`: mean over tasks of accuracy / vanilla's, the paper's figure 4.
+
+    `spread`: each task's profile stretched to 0 ... 1 first, the other reading of "normalized". `tasks`: of each task,
+    vanilla's accuracy and every layer's, with errors. `left_out`: tasks that vanilla never answers.
+    """
+
+    relative: tuple[Number, ...]
+    errors: tuple[Number, ...]
+    spread: tuple[Number, ...]
+    tasks: dict[str, dict[str, Any]]
+    left_out: tuple[str, ...]
+
+
+def profile_of(rows: Sequence[Row], layers: int) -> Profile:
+    """The profile that answers of `Profiling` give.
+
+    The error of x_i adds up those of its tasks' accuracies; vanilla's own, common to all layers, is left out.
+
+    Raises:
+        SelectionError: vanilla never answers any task, or a layer has no answers.
+    """
+    found: dict[str, dict[str, tuple[Number, Number]]] = {}
+    ordered = sorted(rows, key=lambda row: (row["task"], row["cell"]))
+    for (task, cell), part in groupby(ordered, key=lambda row: (row["task"], row["cell"])):
+        found.setdefault(task, {})[cell] = mean([row["score"] for row in part])
+    labels = [f"layer {i}" for i in range(1, layers + 1)]
+    for task, cells in found.items():
+        missing = [label for label in (VANILLA, *labels) if label not in cells]
+        if missing:
+            raise SelectionError(f"task {task} has no answers of {', '.join(missing[:3])}: measure it first")
+    tasks: dict[str, dict[str, Any]] = {
+        task: {
+            "vanilla": cells[VANILLA][0],
+            "accuracy": [cells[label][0] for label in labels],
+            "error": [cells[label][1] for label in labels],
+        }
+        for task, cells in found.items()
+    }
+    used = [record for record in tasks.values() if record["vanilla"] > 0]
+    if not used:
+        raise SelectionError(f"the model answers nothing in {', '.join(tasks) or 'no task'}, even unpruned")
+    relative = [_mean([one["accuracy"][i] / one["vanilla"] for one in used]) for i in range(layers)]
+    errors = [math.hypot(*(one["error"][i] / one["vanilla"] for one in used)) / len(used) for i in range(layers)]
+    stretched = [_stretched(one["accuracy"]) for one in used]
+    spread = [_mean([one[i] for one in stretched]) for i in range(layers)]
+    left_out = tuple(task for task, record in tasks.items() if record["vanilla"] == 0)
+    return Profile(tuple(relative), tuple(errors), tuple(spread), tasks, left_out)
+
+
+def _mean(values: Sequence[Number]) -> Number:
+    return sum(values) / len(values)
+
+
+def _stretched(values: Sequence[Number]) -> list[Number]:
+    """Values from 0, the least, to 1, the largest; all 0 where they are equal."""
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 0.0 for value in values]

@@ -1,0 +1,110 @@
+"""Choosing pruning layers: the program against every possible choice, the paper's equations as properties."""
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swiftvlm.errors import SelectionError
+from swiftvlm.selection import choose, curve, knee
+from swiftvlm.selection.choose import rated, records, steps
+
+# The worked example, a made-up profile of 32 layers, computed by hand: not data of the paper.
+EXAMPLE = [0.46, 0.50, 0.66, 0.58, 0.60, 0.55, 0.62, 0.64, 0.67, 0.69, 0.86, 0.80, 0.87, 0.88, 0.97, 0.95]
+EXAMPLE += [0.94, 0.93, 0.92, 0.93, 0.91, 0.90, 0.90, 0.89, 0.88, 0.88, 0.87, 0.86, 0.86, 0.85, 0.84, 0.83]
+
+# Hundredths, so that ties happen and sums are exact in integers.
+profiles = st.lists(st.integers(0, 100), min_size=4, max_size=14)
+
+
+def slow_area(profile, layers):
+    """U by adding up layer after layer, from the third to the last."""
+    total, value = 0, profile[1]
+    for t in range(2, len(profile)):  # the stretch from layer t to layer t + 1
+        if t in layers:
+            value = profile[t - 1]
+        total += value
+    return total
+
+
+def slow_records(profile):
+    """Layers better than all before them, without a running maximum."""
+    return [i for i in range(3, len(profile) + 1) if all(profile[i - 1] > profile[j - 1] for j in range(2, i))]
+
+
+def every_choice(profile, stages, runnable=False):
+    """All sets of records of one size."""
+    found = combinations(slow_records(profile), stages)
+    return [c for c in found if not (runnable and stages > 1 and c[1] == c[0] + 1)]
+
+
+@given(profiles, st.integers(1, 4), st.booleans())
+def test_the_program_finds_the_best_of_all_choices(profile, stages, runnable):
+    """Exact against brute force, ties broken towards earlier layers; refused where there is no choice."""
+    every = every_choice(profile, stages, runnable)
+    if not every:
+        with pytest.raises(SelectionError):
+            choose(profile, stages, runnable)
+        return
+    found = choose(profile, stages, runnable)
+    assert found.area == max(slow_area(profile, layers) for layers in every)
+    assert found.layers == min(layers for layers in every if slow_area(profile, layers) == found.area)
+
+
+@given(profiles)
+def test_eq_9_says_which_last_layer_is_better(profile):
+    """U with the last layer j is at least U with i exactly if x_j (L - j) >= x_i (L - i) - x_p (j - i)."""
+    depth = len(profile)
+    for p, i, j in combinations(slow_records(profile), 3):
+        better = slow_area(profile, (p, j)) >= slow_area(profile, (p, i))
+        x = dict(enumerate(profile, 1))
+        assert better == (x[j] * (depth - j) >= x[i] * (depth - i) - x[p] * (j - i))
+
+
+@given(profiles)
+def test_value_gains_and_steps_agree(profile):
+    """P is the mean of y(t) over t = 2 ... L - 1, and a gain is what leaving the layer out would cost."""
+    for layers in every_choice(profile, 2):
+        found = rated(profile, layers)
+        assert found.area == slow_area(profile, layers) == sum(steps(profile, layers)[1:-1])
+        assert found.value == pytest.approx(found.area / (len(profile) - 2))
+        for k, layer in enumerate(layers):
+            without = tuple(other for other in layers if other != layer)
+            assert found.gains[k] == found.area - slow_area(profile, without)
+
+
+def test_worked_example():
+    """Records, the best layers for each number of stages, and the knee, by hand."""
+    assert records(EXAMPLE) == (3, 9, 10, 11, 13, 14, 15)
+    found = curve(EXAMPLE)
+    assert [choice.layers for choice in found[:4]] == [(15,), (3, 15), (3, 11, 15), (3, 10, 11, 15)]
+    assert [round(choice.area, 2) for choice in found[:4]] == [22.99, 24.91, 25.71, 25.74]
+    assert round(found[2].value, 3) == 0.857
+    assert knee(EXAMPLE).layers == (3, 11, 15)
+
+
+def test_layers_that_cannot_run_are_avoided():
+    """Behind layer 3 and before layer 4 is one place; the program may be told so."""
+    profile = [0, 0, 5, 9, 6, 10, 3]
+    assert choose(profile, 2).layers == (3, 4)
+    assert choose(profile, 2, runnable=True).layers == (4, 6)
+    assert curve([0, 0, 5, 9, 1], runnable=True) == (choose([0, 0, 5, 9, 1], 1),)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: choose([0.1, 0.2, 0.3], 1), "more than 3 layers to choose from, got 3"),
+        (lambda: choose([0.1, 0.2, float("nan"), 0.3], 1), "layer 3 of the profile is NaN"),
+        (lambda: choose(EXAMPLE, 8), "7 layers better than all before them .* 8 pruning layers cannot be chosen"),
+        (lambda: choose(EXAMPLE, 0), "0 pruning layers cannot be chosen"),
+        (lambda: choose([0, 0, 5, 9, 1], 2, runnable=True), "cannot follow the first directly"),
+        (lambda: curve([0.5, 0.9, 0.1, 0.2]), r"no layer from 3 on is better than layer 2 \(0.900\)"),
+        (lambda: rated(EXAMPLE, (11, 3)), r"ascend between 3 and 32, got \(11, 3\)"),
+    ],
+)
+def test_errors_say_what_is_there(call, says):
+    """Every refusal names the figure it is about."""
+    with pytest.raises(SelectionError, match=says):
+        call()

@@ -3,6 +3,12 @@
 import pytest
 import torch
 
+from swiftvlm.mini import recipe
+from swiftvlm.mini.load import ship
+
+SMALL = recipe.Recipe(
+    width=144, heads=4, layers=6, seed_layers=2, inner=64, tower_width=32, tower_heads=2, tower_layers=1
+)
 torch.set_num_threads(1)
 
 
@@ -11,3 +17,17 @@ def _no_gradients():
     """Nothing here trains."""
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A folder with a tiny untrained model of the embedded kind."""
+    folder = tmp_path_factory.mktemp("model") / "weights"
+    assert ship(recipe.build(SMALL), folder) < 2**22
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_profiles_of_the_user(tmp_path, monkeypatch):
+    """Whatever a user measured before must not change what is tested."""
+    monkeypatch.setenv("SWIFTVLM_PROFILES", str(tmp_path / "profiles"))

@@ -12,14 +12,15 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_image
 
-from swiftvlm import Trace
+from swiftvlm import SwiftVLM, Trace
 from swiftvlm.cli import run as run_module
 from swiftvlm.cli.app import main
-from swiftvlm.cli.parse import read_budget, read_shape
+from swiftvlm.cli.parse import read_budget, read_method, read_shape
 from swiftvlm.cli.plan import spans
 from swiftvlm.cli.report import scaled
 from swiftvlm.cli.saving import SaveError, check_folder, save_all
 from swiftvlm.errors import SwiftVLMError
+from swiftvlm.methods.fastv import FastV, RandomTokens
 from swiftvlm.plans import Cut, Plan
 from tests.checkpoints import save_checkpoint
 
@@ -289,3 +290,40 @@ def test_fuzzed_image_files(cut, flips, kind, checkpoints, photo, tmp_path_facto
     assert main(
         ["run", str(path), "why?", "--model", checkpoints["llava"], "--json", "--budget", "32", "--max-new-tokens", "1"]
     ) in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("fastv:after=4", FastV(after=4)),
+        ("random:after=3", RandomTokens(after=3, seed=7)),
+        ("random:seed=4", RandomTokens(seed=4)),
+        ("swiftvlm:layers=5", SwiftVLM(layers=(5,))),
+        (
+            "swiftvlm:layers=3/8/11:rest=drop:rope=false:merged_share=0",
+            SwiftVLM(layers=(3, 8, 11), rest="drop", rope=False, merged_share=0),
+        ),
+    ],
+)
+def test_methods_with_fields(text, method):
+    """A method's fields behind colons are those of its class."""
+    assert read_method(text, seed=7) == method
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fastw:after=2", "did you mean 'fastv'"),
+        ("fastv:aftr=4", "fastv:aftr=4 is not FIELD=VALUE of fastv; its fields are after, counts"),
+        ("fastv:after", "fastv:after is not FIELD=VALUE"),
+        ("vanilla:after=1", "it has no fields"),
+        ("fastv:after=two", "fastv:after is int, such as 2, got 'two'"),
+        ("fastv:after=true", "fastv:after is int, such as 2, got 'true'"),
+        ("swiftvlm:layers=3/b", "swiftvlm:layers is ints with slashes, such as 3/11/15, got '3/b'"),
+        ("swiftvlm:merged_share=2", "merged_share is a fraction"),
+    ],
+)
+def test_wrong_fields_are_told(text, says):
+    """What a method lacks or cannot take is one clear error."""
+    with pytest.raises(SwiftVLMError, match=says.replace("(", r"\(")):
+        read_method(text)

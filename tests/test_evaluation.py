@@ -18,21 +18,8 @@ from swiftvlm.evaluation.run import chunks
 from swiftvlm.evaluation.scorers import f1, iou, mean, paired, score
 from swiftvlm.evaluation.summary import summarize
 from swiftvlm.evaluation.tasks import Sample, Task, embedded_task
-from swiftvlm.mini import recipe
-from swiftvlm.mini.load import ship
 
-SMALL = recipe.Recipe(
-    width=144, heads=4, layers=6, seed_layers=2, inner=64, tower_width=32, tower_heads=2, tower_layers=1
-)
 pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
-
-
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory):
-    """A folder with a tiny untrained model of the embedded kind."""
-    folder = tmp_path_factory.mktemp("model") / "weights"
-    assert ship(recipe.build(SMALL), folder) < 2**22
-    return str(folder)
 
 
 def sample(answer: str, box=None) -> Sample:

@@ -139,7 +139,7 @@ def test_boxes_do_not_drown_words():
     for row, asked in enumerate(made.questions):
         for number, question in enumerate(asked, start=1):
             worth = float(made.weights[row][(made.owner[row] == number) & (made.labels[row] >= 0)].sum())
-            assert 1.5 < worth < 5, question
+            assert 2 < worth < 6, question
 
 
 def test_every_phase_runs_resumes_and_ships(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from swiftvlm.evaluation.tables import table
 from swiftvlm.evaluation.tasks import Task, embedded_task
 from swiftvlm.figures.accuracy import draw_accuracy
 from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.methods import SwiftVLM
 from swiftvlm.mini import load_mini, pool
 from swiftvlm.shape import ModelShape
 
@@ -31,9 +32,12 @@ def evaluate(
         str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
     ] = None,
     tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = ",".join(pool.TASKS),
-    methods: Annotated[str, typer.Option(help=f"Some of: {known_methods()}.")] = METHODS,
+    methods: Annotated[
+        str, typer.Option(help=f"Some of: {known_methods()}; with fields, such as fastv:after=4.")
+    ] = METHODS,
     budgets: Annotated[str, typer.Option(help="Average visual tokens, with commas.")] = "192,128,96",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task (all 500 if absent).")] = None,
+    pool_name: Annotated[str, typer.Option("--pool", help="test, or train to tune on.")] = "test",
     quick: Annotated[bool, typer.Option("--quick", help=f"The first {pool.QUICK} questions a task.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
     layers: Annotated[str | None, typer.Option(help="Pruning layers of swiftvlm, such as 3,11,15.")] = None,
@@ -49,7 +53,7 @@ def evaluate(
     """
     count = _limit(limit, quick)
     cells = _cells(methods, budgets, layers, seed)
-    wanted = [embedded_task(name.strip(), count) for name in tasks.split(",")]
+    wanted = [embedded_task(name.strip(), count, pool_name) for name in tasks.split(",")]
     if not out.parent.is_dir():
         raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
     loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
@@ -91,7 +95,7 @@ def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Ce
     cells = [Cell("vanilla", read_method("vanilla"), None)] if "vanilla" in names else []
     for name in names:
         if name != "vanilla":
-            chosen = read_method(name, seed, layers if name == "swiftvlm" else None)
+            chosen = read_method(name, seed, layers if name == SwiftVLM.name else None)
             cells += [Cell(f"{name}@{limit}", chosen, limit) for limit in limits]
     return cells
 

@@ -1,7 +1,10 @@
 """Options that several commands share: methods, budgets and shapes as text."""
 
 import json
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from transformers import AutoConfig
@@ -39,21 +42,58 @@ def read_shape(text: str) -> ModelShape:
         raise SwiftVLMError(f"--shape {text!r} is no model config that transformers can read ({why})") from None
 
 
-def read_method(name: str, seed: int = 0, layers: str | None = None) -> Method:
-    """The method of that name; `random` draws with `seed`, `swiftvlm` prunes at `layers` ("3,11,15").
+def read_method(text: str, seed: int = 0, layers: str | None = None) -> Method:
+    """A method by name, its fields behind colons: `fastv`, `fastv:after=4`, `swiftvlm:layers=3/8/11:rest=drop`.
 
-    Raises `SwiftVLMError` for layers that are no list of ints, or are given to a method without such layers.
+    `random` draws with `seed` unless it says otherwise; `layers` ("3,11,15") are SwiftVLM's.
+
+    Raises:
+        SwiftVLMError: no such method or field, a value that does not fit, or layers for another method.
     """
+    name, *settings = text.split(":")
+    known = find_method(name)
+    values = dict(_setting(part, known) for part in settings)
     if layers is not None:
         if name != SwiftVLM.name:
             raise SwiftVLMError(f"--layers {layers!r} is for --method {SwiftVLM.name}, not {name!r}")
         try:
-            return SwiftVLM(layers=tuple(int(layer) for layer in layers.split(",")))
-        except ValueError as error:
-            if isinstance(error, SwiftVLMError):
-                raise
+            values["layers"] = tuple(int(layer) for layer in layers.split(","))
+        except ValueError:
             raise SwiftVLMError(f"--layers are ints with commas, such as 3,11,15, got {layers!r}") from None
-    return RandomTokens(seed=seed) if name == RandomTokens.name else find_method(name)
+    if name == RandomTokens.name:
+        values = {"seed": seed, **values}
+    make: Any = type(known)
+    try:
+        made: Method = make(**values)
+    except TypeError as wrong:
+        raise SwiftVLMError(f"{text!r}: {wrong}") from None
+    return made
+
+
+def _setting(part: str, method: Method) -> tuple[str, Any]:
+    """A field and its value: `after=4`, `merged_share=0.1`, `rope=false`, `layers=3/8/11`, `rest=drop`."""
+    name, _, text = part.partition("=")
+    known: dict[str, Any] = {f.name: f.default for f in fields(method)} if is_dataclass(method) else {}
+    if name not in known or not text:
+        told = f"its fields are {', '.join(known)}" if known else "it has no fields"
+        raise SwiftVLMError(f"{method.name}:{part} is not FIELD=VALUE of {method.name}; {told}")
+    parts = tuple(_value(one) for one in text.split("/"))
+    counted = name in ("layers", "counts")
+    value = parts if counted or len(parts) > 1 else parts[0]
+    wanted = type(known[name])
+    fits = all(type(one) is int for one in parts) if counted else type(value) is wanted or isinstance(value, tuple)
+    if not fits and not (wanted is float and isinstance(value, int)):
+        kind = "ints with slashes, such as 3/11/15" if counted else f"{wanted.__name__}, such as {known[name]}"
+        raise SwiftVLMError(f"{method.name}:{name} is {kind}, got {text!r}")
+    return name, value
+
+
+def _value(text: str) -> bool | int | float | str:
+    """Text as what it looks like."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return {"true": True, "false": False}.get(text, text)
 
 
 def print_json(data: object) -> None:

@@ -12,6 +12,7 @@ from swiftvlm.mini import pool
 from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.questions import LOCALIZATION, TASKS
 from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene
+from swiftvlm.mini.words import POOLS
 from swiftvlm.plans import Number
 
 
@@ -51,8 +52,10 @@ def embedded_task(name: str, limit: int = pool.SIZE, source: str = "test") -> Ta
     """One of the six tasks of the embedded model, its first `limit` questions.
 
     Raises:
-        SwiftVLMError: no such task, or a limit outside 1 to 500.
+        SwiftVLMError: no such task or pool, or a limit outside 1 to 500.
     """
+    if source not in POOLS:
+        raise SwiftVLMError(f"no pool is called {source!r}; there are {', '.join(POOLS)}")
     if name not in TASKS:
         raise SwiftVLMError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
     if not 1 <= limit <= pool.SIZE:

@@ -52,7 +52,8 @@ def worth() -> Tensor:
     table = torch.full((len(words()),), 1.5)
     ids = words().get_vocab()
     table[ids["0.00"] : ids["1.00"] + 1] = 0.4
-    table[[ids[token] for token in ("</s>", "]", "," + GAP, GAP + "[")]] = 0.05
+    table[[ids[token] for token in ("]", "," + GAP, GAP + "[")]] = 0.05
+    table[ids["</s>"]] = 0.6  # where a word of two letters ends is as hard to tell as its letters
     return table
 
 

@@ -301,7 +301,7 @@ def test_fuzzed_image_files(cut, flips, kind, checkpoints, photo, tmp_path_facto
         ("swiftvlm:layers=5", SwiftVLM(layers=(5,))),
         (
             "swiftvlm:layers=3/8/11:rest=drop:rope=false:merged_share=0",
-            SwiftVLM(layers=(3, 8, 11), rest="drop", rope=False, merged_share=0),
+            SwiftVLM(layers=(3, 8, 11), rest="drop", rope=False, merged_share=0.0),
         ),
     ],
 )

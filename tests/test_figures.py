@@ -11,12 +11,16 @@ from PIL import Image
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 import swiftvlm
+from swiftvlm.cli.app import main
 from swiftvlm.errors import TraceError
 from swiftvlm.families.base import grid_cells
 from swiftvlm.figures.fates import Fate, anchors_of, fates
 from swiftvlm.figures.layout import Panel, layout_of
 from swiftvlm.figures.patches import GROUPS, draw_patches
+from swiftvlm.figures.profile import draw_profile
+from swiftvlm.figures.river import draw_river
 from swiftvlm.figures.schematic import draw_schematic
+from swiftvlm.shape import LLAVA_1_5_7B
 from swiftvlm.trace import Run
 from tests.support import PINPOINTS, SIDE, batch_of, make_row, tiny
 
@@ -350,3 +354,48 @@ def test_draw_schematic_is_readable():
     assert steps == ["select", "group", "merge", "offset", "restore", "re-rank", "select"]
     filled = {patch.get_facecolor() for patch in axes.patches}
     assert {to_rgba(colour) for colour in GROUPS[:2]} <= filled
+
+
+def test_profile_and_river_show_their_numbers(tmp_path):
+    """The chosen layers are marked on the profile; a river's bands are as wide as the plan says."""
+    facts = {
+        "relative": [0.2, 0.3, 0.5, 0.4, 0.9],
+        "errors": [0.1] * 5,
+        "y": [0.3, 0.3, 0.5, 0.5, 0.9],
+        "layers": [3, 5],
+        "tasks": {"ref": {"vanilla": 0.5, "accuracy": [0.1, 0.1, 0.2, 0.2, 0.5]}, "text": {"vanilla": 0.0}},
+    }
+    axes = draw_profile(facts).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["3", "5"]
+    assert {line.get_label() for line in axes.lines} >= {"ref", "y(t) of the chosen"}
+    made = {name: swiftvlm.plan(name, 192, LLAVA_1_5_7B, 576) for name in ("fastv", "swiftvlm")}
+    panels = draw_river(made).axes
+    for axes, (name, one) in zip(panels, made.items(), strict=True):
+        band = axes.collections[0].get_paths()[0].get_extents()
+        assert (band.ymax - band.ymin, band.xmax) == (576, 32)
+        assert [text.get_text() for text in axes.texts] == [str(cut.total) for cut in one.cuts]
+        assert axes.get_title(loc="left").startswith(f"{name}: 191.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["foo"], "no figure is called 'foo'; there are accuracy, profile, river, schematic"),
+        (["profile"], "give --data, the result file of swiftvlm profile"),
+        (["profile", "--data", "none.json"], "none.json is no result file of swiftvlm profile"),
+        (["river", "--into", "nowhere"], "--into nowhere: there is no such folder"),
+    ],
+)
+def test_figure_mistakes_are_told(arguments, says, capsys):
+    """One line, exit code 2."""
+    assert main(["figure", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_figures_are_the_same_every_time(tmp_path, capsys):
+    """PNG and SVG of the command, twice the same bytes."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        assert main(["figure", "river", "--into", str(tmp_path / folder)]) == 0
+    for name in ("river.png", "river.svg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from swiftvlm.cli.eval import evaluate
+from swiftvlm.cli.figure import figure
 from swiftvlm.cli.lists import families, methods
 from swiftvlm.cli.plan import plan
 from swiftvlm.cli.profile import profile
@@ -33,6 +34,7 @@ def build() -> typer.Typer:
         app.command()(command)
     app.command(name="eval")(evaluate)
     app.command()(profile)
+    app.command()(figure)
     return app
 
 

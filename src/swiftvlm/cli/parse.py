@@ -81,8 +81,9 @@ def _setting(part: str, method: Method) -> tuple[str, Any]:
     counted = name in ("layers", "counts")
     value = parts if counted or len(parts) > 1 else parts[0]
     wanted = type(known[name])
+    value = float(value) if wanted is float and type(value) is int else value
     fits = all(type(one) is int for one in parts) if counted else type(value) is wanted or isinstance(value, tuple)
-    if not fits and not (wanted is float and isinstance(value, int)):
+    if not fits:
         kind = "ints with slashes, such as 3/11/15" if counted else f"{wanted.__name__}, such as {known[name]}"
         raise SwiftVLMError(f"{method.name}:{name} is {kind}, got {text!r}")
     return name, value

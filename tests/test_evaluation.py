@@ -146,6 +146,16 @@ def test_a_journal_goes_on(tmp_path):
     assert json.loads(path.read_text())["header"]["model"] == "m"
 
 
+def test_files_of_two_machines_are_joined(tmp_path):
+    """Rows that are missing come over, once; another model's do not."""
+    mine, theirs = Journal(tmp_path / "a.json", HEADER), Journal(tmp_path / "b.json", HEADER)
+    mine.add(ROWS[:2])
+    theirs.add(ROWS[1:])
+    mine.join(theirs)
+    mine.join(theirs)
+    assert mine.rows == ROWS == Journal(tmp_path / "a.json", HEADER).rows
+
+
 def test_a_journal_refuses_what_is_not_its_own(tmp_path):
     """Another model, other questions, or no result file at all: told, and left as it is."""
     path = tmp_path / "out.json"

@@ -138,7 +138,7 @@ def test_a_profile_is_shown_chosen_and_picked_up(untrained, tmp_path, capsys, mo
     assert "5  1.000  0.000  1.000" in shown
     saved = read(next((tmp_path / "profiles").glob("*.json")))
     assert saved.layers == (3, 5)
-    assert saved.birth["command"].startswith("swiftvlm ")
+    assert saved.birth["command"].startswith("swiftvlm profile --model ")
     assert [stage.after for stage in SwiftVLM().stages(saved.shape)] == [3, 4]
     assert [stage.after for stage in SwiftVLM(layers=(4, 6)).stages(saved.shape)] == [4, 5]
     assert main([*base, "--out", str(tmp_path / "b.json"), "--choose", "1", "--json"]) == 0

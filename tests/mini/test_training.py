@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from swiftvlm.mini import codes, dense, forward, phases, recipe, start, train
+from swiftvlm.mini import codes, dense, fit, forward, phases, recipe, start, train
 from swiftvlm.mini.muon import Muon, orthogonal
 from swiftvlm.mini.packing import words
 from swiftvlm.mini.scenes import scene
@@ -133,6 +133,35 @@ def test_names_begin_at_their_kind(small):
     assert sum(right) >= 0.75 * len(right)
 
 
+def test_the_letter_loss_by_hand():
+    """Codes as they should be cost next to nothing; a letter at a tenth of its height, or one too many, costs a lot."""
+    labels = codes.patches([scene(TEST, 1)])
+    sign = (labels.middle & (labels.kind == codes.SIGN))[..., None]
+    assert sign.any()
+    word = torch.where(sign, labels.word + 1, 0)
+    right = codes.encode(labels, 192)
+    assert dense.letter_loss(right, word) < 0.3
+    assert dense.letter_loss(0.1 * right, word) > 2
+    extra = right.clone()
+    extra[..., codes.WIDTH - 20] += 1.0  # an A in the last slot
+    assert dense.letter_loss(extra, word) > 1
+    # Patches that show no sign do not count.
+    noisy = torch.where(sign, right, torch.randn_like(right))
+    assert dense.letter_loss(noisy, word) == pytest.approx(float(dense.letter_loss(right, word)))
+
+
+def test_the_projector_alone_learns_the_codes(small, monkeypatch):
+    """A few hundred steps on what an untrained tower sees already bring the loss of the letters down."""
+    monkeypatch.setattr(fit, "WINDOWS", 8)
+    monkeypatch.setattr(fit, "WHOLE", 8)
+    before = [weight.clone() for weight in small.model.vision_tower.parameters()]
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        early, late = fit.fit_projector(small, 10), fit.fit_projector(small, 150)
+    assert late < early
+    assert all(torch.equal(a, b) for a, b in zip(before, small.model.vision_tower.parameters(), strict=True))
+
+
 def test_boxes_do_not_drown_words():
     """A colour's word counts for as much as a box's four coordinates nearly do."""
     made = phases.packed(phases.scenes_of(0, 4, 1.0), CPU)
@@ -143,11 +172,14 @@ def test_boxes_do_not_drown_words():
 
 
 def test_every_phase_runs_resumes_and_ships(tmp_path, monkeypatch):
-    """The three commands in order on a tiny recipe; a stopped phase goes on; mistakes are told."""
+    """The four commands in order on a tiny recipe; a stopped phase goes on; mistakes are told."""
     monkeypatch.setitem(train.RECIPES, "tiny", TINY)
     monkeypatch.setattr(train, "ship", lambda model: 1)
-    monkeypatch.setattr(phases.Deep, "pictures", 2)
-    for phase in (phases.Language, phases.Tower, phases.Deep):
+    monkeypatch.setattr(phases.Read, "pictures", 2)
+    monkeypatch.setattr(train, "FIT_STEPS", 3)
+    monkeypatch.setattr(fit, "WINDOWS", 8)
+    monkeypatch.setattr(fit, "WHOLE", 0)
+    for phase in (phases.Language, phases.Tower, phases.Read):
         monkeypatch.setattr(phase, "test", lambda self: {"ref": 0.5})
     run = CliRunner()
 
@@ -158,7 +190,7 @@ def test_every_phase_runs_resumes_and_ships(tmp_path, monkeypatch):
 
     assert go("deep").exit_code == 2
     assert go("flying").exit_code == 2
-    for phase in ("language", "tower", "deep"):
+    for phase in ("language", "tower", "read", "deep"):
         result = go(phase, "--minutes", "0.001", "--ship")
         assert result.exit_code == 0, result.output
         log = json.loads((tmp_path / f"{phase}.json").read_text())

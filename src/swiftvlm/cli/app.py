@@ -11,6 +11,7 @@ import typer
 from swiftvlm.cli.eval import evaluate
 from swiftvlm.cli.figure import figure
 from swiftvlm.cli.lists import families, methods
+from swiftvlm.cli.parse import ASKED
 from swiftvlm.cli.plan import plan
 from swiftvlm.cli.profile import profile
 from swiftvlm.cli.run import run
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A user's mistake is one line on stderr and 2; Ctrl-C is 130; anything unforeseen is one line and 1.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    ASKED.set(tuple(given))
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note

@@ -42,6 +42,9 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
     layers: Annotated[str | None, typer.Option(help="Pruning layers of swiftvlm, such as 3,11,15.")] = None,
     out: Annotated[Path, typer.Option(help="Result file; a run that was stopped goes on from it.")] = Path("eval.json"),
+    join: Annotated[
+        list[Path] | None, typer.Option(help="Take over the rows of another result file (may be repeated).")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the random method.")] = 0,
@@ -61,6 +64,10 @@ def evaluate(
     floors = {cell.label: why for cell in cells if (why := cell.floor(shape, pool.VISUAL))}
     cells = [cell for cell in cells if cell.label not in floors]
     journal = Journal(out, header(loaded, wanted))
+    for path in join or []:
+        if not path.is_file():
+            raise SwiftVLMError(f"--join {path}: there is no such file")
+        journal.join(Journal(path, journal.header))
     with progress("answering", len(cells) * sum(len(task.samples) for task in wanted)) as tell:
         Evaluation(loaded, processor, batch).run(wanted, cells, journal, tell)
     summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))

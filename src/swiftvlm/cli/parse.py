@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from transformers import AutoConfig
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.methods import METHODS, Method, RandomTokens, SwiftVLM, find_method
 from swiftvlm.shape import SHAPES, ModelShape
+
+# What the program was asked, for the birth certificates of results.
+ASKED: ContextVar[tuple[str, ...]] = ContextVar("ASKED", default=())
 
 
 def read_budget(text: str | None) -> int | float | None:

@@ -2,8 +2,8 @@
 
 import json as text
 import re
+import shlex
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from swiftvlm.cli.eval import header
-from swiftvlm.cli.parse import print_json
+from swiftvlm.cli.parse import ASKED, print_json
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SelectionError, SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
@@ -69,7 +69,7 @@ def profile(
     facts = describe(found, chosen)
     journal.finish([facts])
     if save:
-        facts["saved"] = str(_save(model or "embedded", shape, found, chosen, about))
+        facts["saved"] = str(_save(model or "embedded", shape, found, chosen, _birth(about)))
     if json:
         print_json(facts)
     else:
@@ -123,8 +123,8 @@ def _or_none(values: tuple[Number, ...]) -> tuple[Choice, ...]:
     return ()
 
 
-def _save(name: str, shape: ModelShape, found: Profile, chosen: list[Choice], about: dict[str, Any]) -> Path:
-    made = LayerProfile(Path(name).name, "measured", chosen[-1].layers, shape, found.relative, _birth(about))
+def _save(name: str, shape: ModelShape, found: Profile, chosen: list[Choice], birth: dict[str, Any]) -> Path:
+    made = LayerProfile(Path(name).name, "measured", chosen[-1].layers, shape, found.relative, birth)
     path = own_folder() / (re.sub(r"[^A-Za-z0-9.-]+", "-", made.name).lower() + ".json")
     made.write(path)
     return path
@@ -132,9 +132,8 @@ def _save(name: str, shape: ModelShape, found: Profile, chosen: list[Choice], ab
 
 def _birth(about: dict[str, Any]) -> dict[str, Any]:
     """With what a profile was measured."""
-    # The arguments are what was asked; the program's own path is of no use to anybody else.
     told: dict[str, Any] = text.loads(text.dumps(about))
-    return told | {"command": " ".join(["swiftvlm", *sys.argv[1:]]), "commit": _commit()}
+    return told | {"command": shlex.join(["swiftvlm", *ASKED.get()]), "commit": _commit()}
 
 
 def _commit() -> str | None:

@@ -73,6 +73,12 @@ class Journal:
         self.rows += rows
         self.done |= {(row["cell"], row["key"]) for row in rows}
 
+    def join(self, other: "Journal") -> None:
+        """Take over the rows of another file of the same model and questions that are not here yet."""
+        fresh = [row for row in other.rows if (row["cell"], row["key"]) not in self.done]
+        if fresh:
+            self.add(fresh)
+
     def finish(self, summary: list[Row]) -> None:
         """One JSON of header, summary and rows; the unfinished file goes."""
         text = json.dumps({"header": self.header, "summary": summary, "rows": self.rows}, indent=None)

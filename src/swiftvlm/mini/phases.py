@@ -1,4 +1,4 @@
-"""The three phases of training: what they draw, what they minimise, what they test on held-out scenes."""
+"""The phases of training: what they draw, what they minimise, what they test on held-out scenes."""
 
 import random
 from collections import defaultdict
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from swiftvlm.mini import codes
-from swiftvlm.mini.dense import WEIGHTS, Heads, patch_loss, read_codes
+from swiftvlm.mini.dense import WEIGHTS, Heads, letter_loss, patch_loss, read_codes
 from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.forward import answer, answer_loss, see
 from swiftvlm.mini.packing import Pack, draw_questions, moved, pack, words
 from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene, scene
 from swiftvlm.mini.words import TRAIN
 
-SEEN_FROM = 5 * 10**8  # first seed of the scenes that `deep` reads
+SEEN_FROM = 5 * 10**8  # first seed of the scenes that the last phases read
 EASY_SHARE = 0.1  # of the language phase: few things, plain questions
 QUESTIONS, TEXT = 12, 224  # questions packed behind a picture, and the tokens they may take
 HELD_OUT = 10**9  # seeds of the training pool from here on are never trained on
@@ -183,55 +183,70 @@ def pictures(scenes: list[Scene]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(draw(one)) for one in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
-class Deep(Tower):
-    """The language model, grown to its full depth, on what the finished tower sees.
+class Read(Tower):
+    """The language model, still shallow, with the projector, on what the finished tower sees.
 
-    The tower's features of each picture are computed once and read again with other questions, pass after pass. Most
-    steps give the language model only part of the visual tokens, all that show something among them: reading costs
-    less, and what stands elsewhere is not needed.
+    The tower's output on each picture is computed once and read again with other questions, pass after pass. Most steps
+    give the language model only part of the visual tokens, all that show something among them: reading costs less, and
+    what stands elsewhere is not needed.
     """
 
-    name = "deep"
+    name = "read"
     visual, every = 96, 7  # visual tokens of a step; in one step of so many all of them, of a quarter of the scenes
-    pictures = 1920  # whose features are kept in memory: 0.9 GB at width 192
+    pictures = 960  # whose features are kept in memory: 0.4 GB at width 192
 
     def __init__(self, model: LlavaForConditionalGeneration, batch: int, device: torch.device) -> None:
         super().__init__(model, batch, device)
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def trained(self) -> list[nn.Parameter]:
-        return [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
+        parts = self.model.model.language_model, self.model.lm_head, self.model.model.multi_modal_projector
+        return [weight for part in parts for weight in part.parameters()]
 
     @torch.no_grad()
-    def _features(self, seeds: range) -> tuple[Tensor, Tensor]:
-        """Projected tokens (rows, patches, width) of these scenes, and whether a code stands there (rows, patches)."""
+    def _features(self, seeds: range) -> list[Tensor]:
+        """Of these scenes' patches: the tower's output (rows, patches, width), middles, and words (0 beside signs)."""
         if any(seed not in self.seen for seed in seeds):
-            _, projected, labels = self._look(seeds, SIDE)
-            self.seen.update(zip(seeds, zip(projected, labels.middle, strict=True), strict=True))
-        return torch.stack([self.seen[seed][0] for seed in seeds]), torch.stack([self.seen[seed][1] for seed in seeds])
+            scenes = [scene(TRAIN, seed) for seed in seeds]
+            labels = codes.patches(scenes)
+            hidden = see(self.model, pictures(scenes).to(self.device))[:, 1:]
+            word = torch.where((labels.middle & (labels.kind == codes.SIGN))[..., None], labels.word + 1, 0)
+            self.seen.update(zip(seeds, zip(hidden, labels.middle, word, strict=True), strict=True))
+        return [torch.stack(parts) for parts in zip(*(self.seen[seed] for seed in seeds), strict=True)]
 
-    def _read(self, seeds: range, count: int, seed: int, turn: int = 0) -> tuple[Tensor, Pack]:
-        projected, middles = self._features(seeds)
-        places = chosen(middles.cpu(), count, seed).to(self.device)
-        visual = projected.gather(1, places[..., None].expand(-1, -1, projected.shape[-1]))
+    def _read(self, seeds: range, count: int, seed: int, turn: int = 0) -> tuple[Tensor, Pack, Tensor]:
+        """Logits of the answers, the questions, and the loss of the letters that the projector passes on."""
+        hidden, middles, word = self._features(seeds)
+        places = chosen(middles, count, seed)[..., None]
+        visual = self.model.model.multi_modal_projector(hidden.gather(1, places.expand(-1, -1, hidden.shape[-1])))
+        told = word.gather(1, places.expand(-1, -1, word.shape[-1]))
         made = packed([scene(TRAIN, one) for one in seeds], self.device, turn=turn)
-        return answer(self.model, visual, places, made), made
+        logits = answer(self.model, visual, places[..., 0].to(self.device), made)
+        return logits, made, letter_loss(visual, told.to(self.device))
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         turn, place = divmod(step, self.pictures // self.batch)
         whole = step % self.every == 0
         first = SEEN_FROM + place * self.batch
         seeds = range(first, first + (max(1, self.batch // 4) if whole else self.batch))
-        logits, made = self._read(seeds, GRID * GRID if whole else self.visual, step, turn)
+        logits, made, letters = self._read(seeds, GRID * GRID if whole else self.visual, step, turn)
         told = answer_loss(logits, made)
-        return told, {"loss": float(told.detach())}
+        return told + 0.3 * letters, {"loss": float(told.detach()), "letter loss": float(letters.detach())}
 
     @torch.no_grad()
     def test(self) -> dict[str, float]:
         parts = [range(HELD_OUT + i, HELD_OUT + i + 8) for i in range(0, 40, 8)]
         found = [self._read(seeds, GRID * GRID, 0) for seeds in parts]
-        losses = [float(answer_loss(logits, made)) for logits, made in found]
-        return {"held-out loss": sum(losses) / len(losses), **joined([right(*one) for one in found])}
+        losses = [float(answer_loss(logits, made)) for logits, made, _ in found]
+        letters = fmean(float(one[2]) for one in found)
+        figures = joined([right(logits, made) for logits, made, _ in found])
+        return {"held-out loss": fmean(losses), "held-out letter loss": letters, **figures}
+
+
+class Deep(Read):
+    """The same, grown to its full depth."""
+
+    name = "deep"
 
 
 def joined(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -240,4 +255,4 @@ def joined(parts: list[dict[str, float]]) -> dict[str, float]:
     return {key: round(fmean(part[key] for part in parts if key in part), 3) for key in keys}
 
 
-PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Language, Tower, Deep)}
+PHASES: dict[str, type[Phase]] = {phase.name: phase for phase in (Language, Tower, Read, Deep)}

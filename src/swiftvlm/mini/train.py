@@ -1,9 +1,9 @@
-"""Train the embedded model: `python -m swiftvlm.mini.train language|tower|deep`.
+"""Train the embedded model: `python -m swiftvlm.mini.train language|tower|read|deep`.
 
 `language` teaches a shallow language model to answer from the codes of patches, without pictures. `tower`, which may
 run at the same time, teaches the vision tower and the projector to give each patch its code, on small crowded pictures
-at every place of the grid. `deep` puts both together: it grows the language model to its full depth and trains it on
-what the finished tower sees. Every phase goes on where it was stopped.
+at every place of the grid. `read` puts both together: the language model learns on from what the finished tower sees.
+`deep` does the same with the language model grown to its full depth. Every phase goes on where it was stopped.
 """
 
 import json
@@ -21,12 +21,14 @@ from rich.console import Console
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from swiftvlm.mini.fit import fit_projector
 from swiftvlm.mini.load import WEIGHTS, load_mini, ship
 from swiftvlm.mini.muon import Muon
 from swiftvlm.mini.phases import PHASES, Phase
 from swiftvlm.mini.recipe import RECIPES, Recipe, build, grow
 from swiftvlm.mini.start import prime
 
+FIT_STEPS = 5000  # of the projector alone, before `read`
 SAVE_EVERY = 90.0  # seconds
 SEEING = ("model.vision_tower.", "model.multi_modal_projector.")
 WARM_UP = {"deep": 0.1}  # share of the time over which the learning rate rises; new layers begin as zeros
@@ -168,9 +170,11 @@ def begin(phase: str, recipe: Recipe, out: Path, seed: int, onward: bool) -> Lla
         model.train()
         model.set_attn_implementation("eager")
     if phase == "deep" and not onward:
-        model.load_state_dict(_left(out, "language", phase))
+        model.load_state_dict(_left(out, "read", phase))
         model = grow(model, recipe)
-    if phase == "deep" and (not onward or (out / "tower.pt").exists()):
+    if phase == "read" and not onward:
+        model.load_state_dict(_left(out, "language", phase))
+    if phase == "read" and (not onward or (out / "tower.pt").exists()):
         seen = {key: weight for key, weight in _left(out, "tower", phase).items() if key.startswith(SEEING)}
         model.load_state_dict(seen, strict=False)
     return model
@@ -188,7 +192,7 @@ def _left(out: Path, name: str, phase: str) -> dict[str, Any]:
 
 @app.command()
 def train(
-    phase: Annotated[str, typer.Argument(help="language, tower or deep")],
+    phase: Annotated[str, typer.Argument(help="language, tower, read or deep")],
     out: Annotated[Path, typer.Option(help="where states, logs and plots go")] = Path("build/mini"),
     minutes: Annotated[float, typer.Option(help="training time of the phase in all, over every start")] = 60,
     rate: Annotated[float, typer.Option(help="peak learning rate")] = 1e-3,
@@ -216,6 +220,8 @@ def train(
         made.extra.load_state_dict(state["extra"])
     training = Training(made, out, minutes, rate)
     found = training.resume()
+    if phase == "read" and not found and not first:
+        console.print(f"projector fitted to codes: letter loss {fit_projector(model, FIT_STEPS):.3f}")
     console.print(f"{phase}: {'going on at' if found else 'starting at'} step {training.step}, {device}")
     training.run(every)
     plot(training.log, out / f"{phase}.png")

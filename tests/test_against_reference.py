@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import swiftvlm
+from swiftvlm.families import find_family
 from swiftvlm.methods.fastv import FastV
+from swiftvlm.methods.feather import Feather
+from swiftvlm.methods.pdrop import PDrop
+from tests.reference.slow_field import slow_feather, slow_pdrop
 from tests.reference.slow_methods import SlowResult, embed_row, slow_fastv, slow_swiftvlm
 from tests.support import IMAGE, LAYERS, Row, batch_of, features_of, make_row, tiny
 
@@ -164,3 +168,34 @@ def test_mixed_fates_equal_the_slow_reference(case: Case, fields: dict[str, Any]
     slow_fields = {name: value for name, value in fields.items() if name != "rest"}
     method = swiftvlm.SwiftVLM(**{**fields, "rest": rest})
     check(case, method, lambda *inputs: slow_swiftvlm(*inputs, bypass=bypass, **slow_fields))
+
+
+@given(
+    case=CASES,
+    after=DEPTHS,
+    counts=st.lists(st.integers(1, 24), min_size=3, max_size=3),
+    positions=st.sampled_from(["renumbered", "renumbered", "original"]),
+)
+@EXAMPLES
+def test_pdrop_equals_the_slow_reference(case: Case, after: list[int], counts: list[int], positions: Any) -> None:
+    """PyramidDrop: kept tokens and logits, generated tokens numbered as each layer holds them."""
+    kept, depths = tuple(counts[: len(after)]), tuple(after)
+    method = PDrop(after=depths, counts=kept, positions=positions)
+    check(case, method, lambda *inputs: slow_pdrop(*inputs, layers=depths, counts=kept, positions=positions))
+
+
+@given(case=CASES, after=DEPTHS, counts=st.lists(st.integers(1, 24), min_size=3, max_size=3), stride=st.integers(1, 4))
+@EXAMPLES
+def test_feather_equals_the_slow_reference(case: Case, after: list[int], counts: list[int], stride: int) -> None:
+    """FEATHER: kept tokens and logits; the grid is read off the model's own cells."""
+    kept, depths = tuple(counts[: len(after)]), tuple(after)
+
+    def slow(model: Any, embeds: Tensor, visual: Tensor, length: int) -> SlowResult:
+        slots = visual[:length].nonzero()[:, 0]
+        cells = find_family(model).cells(model, embeds[slots])
+        assert cells is not None
+        on_grid = ((cells[:, 2:] >= 0) & (cells[:, 2:] % stride == 0)).all(1)
+        grid = set(slots[on_grid].tolist())
+        return slow_feather(model, embeds, visual, length, after=depths, counts=kept, grid=grid)
+
+    check(case, Feather(after=depths, counts=kept, stride=stride), slow)

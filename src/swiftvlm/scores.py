@@ -17,7 +17,8 @@ class View:
     `hidden`: states of all tokens; `slot`: each token's index in the prompt as given (-1 = filler); `present`: tokens
     that are really there; `candidates`: the visual tokens to choose from; `query`: place of each row's last prompt
     token; `keep`: how many candidates the plan keeps; `input_ids`: the prompt as given; `attention_logits(queries,
-    rope)`: float32 q.k / sqrt(d) rows of the probed layer for the tokens at `queries`, (batch, heads, queries, tokens).
+    rope)`: float32 q.k / sqrt(d) rows of the probed layer for the tokens at `queries`, (batch, heads, queries, tokens);
+    `cells()`: image, tile, grid row and grid column of every token, (batch, tokens, 4), -1 where it has none.
     """
 
     hidden: Float[Tensor, "batch tokens dim"]
@@ -28,6 +29,7 @@ class View:
     keep: tuple[int, ...]
     input_ids: Int[Tensor, "batch prompt"]
     attention_logits: Callable[[Tensor, bool], Tensor]
+    cells: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,25 @@ class TextAttention:
         weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
         # A text-only row of a mixed batch has no visual key, and the softmax of nothing is NaN.
         return torch.nan_to_num(weights).mean(1)
+
+
+@dataclass(frozen=True)
+class Covered:
+    """Another score, but every `stride`-th row and column of each tile comes first: FEATHER's grid."""
+
+    score: TextAttention
+    stride: int
+
+    @property
+    def probe(self) -> Literal["previous", "next"] | None:
+        """That of the other score."""
+        return self.score.probe
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """The other score, plus 2 (more than any attention) on the grid. Raises `UnsupportedError` without cells."""
+        place = view.cells()[..., 2:]
+        grid = ((place >= 0) & (place % self.stride == 0)).all(-1)
+        return self.score.rate(view) + 2.0 * (grid & view.candidates)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from swiftvlm import SwiftVLM
 from swiftvlm.methods.base import Method
 from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
+from swiftvlm.methods.feather import Feather
+from swiftvlm.methods.pdrop import PDrop
 from swiftvlm.methods.vanilla import Vanilla
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage
@@ -25,6 +27,8 @@ METHODS: dict[str, Method] = {
     "random": RandomTokens(after=2, counts=(5,)),
     "uniform": UniformTokens(after=1, counts=(6,)),
     "fastv": FastV(after=3, counts=(5,)),
+    "pdrop": PDrop(after=(2, 4, 5), counts=(6, 4, 2)),
+    "feather": Feather(after=(2, 4), counts=(6, 3), stride=2),
     "swiftvlm": SwiftVLM(**SWIFT),
     "merge": SwiftVLM(**SWIFT, rest="merge"),
     "drop": SwiftVLM(**SWIFT, rest="drop"),

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import swiftvlm
 from swiftvlm.methods.base import Method
 from swiftvlm.methods.fastv import FastV
+from swiftvlm.methods.feather import Feather
+from swiftvlm.methods.pdrop import PDrop
 from swiftvlm.trace import Run, Stages
 from tests.laws.replay import Replay
 from tests.support import IMAGE, Row, batch_of, make_row
@@ -19,6 +21,8 @@ COUNTS = (6, 3, 5, 2, 4)
 FAMILIES = ("llava", "llava_next")
 METHODS: dict[str, Method] = {
     "fastv": FastV(after=2, counts=(5,)),
+    "pdrop": PDrop(after=(2, 3, 5), counts=(6, 4, 2)),
+    "feather": Feather(after=(2, 4), counts=(6, 3), stride=2),
     "swiftvlm": swiftvlm.SwiftVLM(layers=(3, 5, 6), counts=COUNTS),
     "renumbered": swiftvlm.SwiftVLM(layers=(3, 5, 6), counts=COUNTS, positions="renumbered"),
 }

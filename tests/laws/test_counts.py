@@ -9,6 +9,8 @@ from torch import Tensor
 import swiftvlm
 from swiftvlm.methods.base import Method
 from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
+from swiftvlm.methods.feather import Feather
+from swiftvlm.methods.pdrop import PDrop
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage
 from tests.laws.cases import (
@@ -36,6 +38,8 @@ BY_BUDGET: dict[str, Method] = {
     "random": RandomTokens(),
     "uniform": UniformTokens(after=1),
     "fastv": FastV(),
+    "pdrop": PDrop(after=(2, 3, 5)),
+    "feather": Feather(after=(2, 4)),
     "swiftvlm": SWIFT,
     "merge": replace(SWIFT, rest="merge"),
     "drop": replace(SWIFT, rest="drop"),

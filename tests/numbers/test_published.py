@@ -21,6 +21,7 @@ def tera(value: float) -> str:
         ("vanilla", None, None, "4.29"),
         ("fastv", 192, None, "1.71"),
         ("fastv", 128, None, "1.29"),
+        ("pdrop", None, "192", "1.72"),
         ("swiftvlm", 192, None, "1.75"),
         ("swiftvlm", None, "flops-matched-192", "1.75"),
         ("swiftvlm", None, "flops-matched-128", "1.31"),

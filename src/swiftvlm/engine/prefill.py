@@ -15,6 +15,7 @@ from swiftvlm.engine.cache import cached_keys
 from swiftvlm.engine.layout import Beside, Layout, Next, cut, shrink
 from swiftvlm.engine.prompt import Prompt
 from swiftvlm.engine.segment import Segment
+from swiftvlm.errors import UnsupportedError
 from swiftvlm.families.base import Family
 from swiftvlm.plans import Plan
 from swiftvlm.scores import View
@@ -173,7 +174,21 @@ class Prefill:
 
         ids = self.prompt.input_ids.to(hidden.device)
         keep = self._counts(number, "kept")
-        return View(hidden, layout.slot, layout.present, layout.candidates, layout.query, keep, ids, attention_logits)
+        here = layout.slot, layout.present, layout.candidates, layout.query
+        return View(hidden, *here, keep, ids, attention_logits, lambda: self._cells(layout))
+
+    def _cells(self, layout: Layout) -> Int[Tensor, "batch tokens 4"]:
+        """Image, tile, row and column of every token. Raises `UnsupportedError` where the family cannot say."""
+        whole = torch.full((*self.prompt.pictured.shape, 4), -1)
+        for row, (cells, pictured) in enumerate(zip(self.cells, self.prompt.pictured.cpu(), strict=True)):
+            if cells is None:
+                raise UnsupportedError(
+                    f"{self.family.name} models do not say where in the image a token stands, and this method asks; "
+                    "choose a method that does not, such as 'fastv' or 'swiftvlm'"
+                )
+            whole[row, pictured] = cells.cpu()
+        found = tokens.rows(whole.to(layout.slot.device), layout.slot)
+        return found.masked_fill((layout.slot < 0)[..., None], -1)
 
     def _rotary(self, hidden: Tensor, layout: Layout, inputs: Inputs) -> tuple[Tensor, Tensor]:
         if layout.moved:

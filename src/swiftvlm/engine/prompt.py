@@ -16,6 +16,7 @@ SAME = 1e-2  # rows whose embeddings agree to this share of their largest value 
 class Prompt:
     """A batch as given: ids, what is attended, where the visual tokens are, and how many of each every row has.
 
+    `pictured`: all visual tokens; `candidates`: those that are attended and not the last token of their row.
     `twin[row]`: the first row that holds the same prompt. Beam search and `num_return_sequences` repeat prompts and
     later shuffle the copies' caches among each other, so copies must share one choice although their scores may
     differ by a rounding error.
@@ -23,6 +24,7 @@ class Prompt:
 
     input_ids: Int[Tensor, "batch prompt"]
     attended: Bool[Tensor, "batch prompt"]
+    pictured: Bool[Tensor, "batch prompt"]
     candidates: Bool[Tensor, "batch prompt"]
     visual: tuple[int, ...]
     text: tuple[int, ...]
@@ -53,7 +55,8 @@ class Prompt:
         if 0 in counts[1]:
             raise UnsupportedError(f"row {counts[1].index(0)} of the batch attends to no token at all")
         text = tuple(real - seen for seen, real in zip(*counts, strict=True))
-        return cls(input_ids, attended, candidates, tuple(counts[0]), text, _twins(input_ids, attended, embeds))
+        twin = _twins(input_ids, attended, embeds)
+        return cls(input_ids, attended, visual, candidates, tuple(counts[0]), text, twin)
 
     def layout(self, position: Int[Tensor, "_ prompt"] | None) -> Layout:
         """The batch before any stage; positions as the model was given them, else counted from 0."""

@@ -9,13 +9,15 @@ from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.methods.base import Method as Method
 from swiftvlm.methods.fastv import FastV, UniformTokens
 from swiftvlm.methods.fastv import RandomTokens as RandomTokens
+from swiftvlm.methods.feather import Feather as Feather
+from swiftvlm.methods.pdrop import PDrop as PDrop
 from swiftvlm.methods.swiftvlm import SwiftVLM as SwiftVLM
 from swiftvlm.methods.vanilla import Vanilla
 from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
-    {cls.name: cls for cls in (Vanilla, RandomTokens, UniformTokens, FastV, SwiftVLM)}
+    {cls.name: cls for cls in (Vanilla, RandomTokens, UniformTokens, FastV, PDrop, Feather, SwiftVLM)}
 )
 
 

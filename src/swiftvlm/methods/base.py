@@ -83,7 +83,12 @@ class Method(ABC):
         return () if average is None else solve(slots, shape.layers, visual, average)
 
     def split(self, counts: tuple[int, ...], stages: int) -> list[tuple[int, int]]:
-        """Read the flat `counts` (k1, Z1, k2, Z2, ..., k_last) as (kept, merged) pairs. Raises `BudgetError`."""
+        """Read the flat `counts` (k1, Z1, k2, Z2, ..., k_last) as (kept, merged) pairs. Raises `BudgetError`.
+
+        Where a method merges nothing, (k1, k2, ..., k_last) says it all.
+        """
+        if not self.merged_share and len(counts) == stages:
+            counts = tuple(part for kept in counts for part in (kept, 0))[:-1]
         wrong = [count for count in counts if isinstance(count, bool) or not isinstance(count, int) or count < 0]
         if len(counts) != 2 * stages - 1 or wrong or 0 in counts[::2]:
             raise BudgetError(
@@ -92,6 +97,14 @@ class Method(ABC):
             )
         padded = (*counts, 0)
         return list(zip(padded[::2], padded[1::2], strict=True))
+
+
+def at_depth(layers: tuple[int, ...], depth: int, published: int = 32) -> tuple[int, ...]:
+    """Published depths as the same fractions of another depth, each at least one layer behind the one before."""
+    found: list[int] = []
+    for layer in layers:
+        found.append(max(round(layer * depth / published), 1 + (found[-1] if found else 0)))
+    return tuple(found)
 
 
 def slots_of(stages: Sequence[Stage], merged_share: float) -> tuple[Slot, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from swiftvlm.cli.eval import evaluate
+from swiftvlm.cli.explain import explain
 from swiftvlm.cli.figure import figure
 from swiftvlm.cli.lists import families, methods
 from swiftvlm.cli.parse import ASKED
@@ -35,6 +36,7 @@ def build() -> typer.Typer:
         app.command()(command)
     app.command(name="eval")(evaluate)
     app.command()(profile)
+    app.command()(explain)
     app.command()(figure)
     return app
 

@@ -8,20 +8,35 @@ from typing import Annotated, Any
 import matplotlib
 import typer
 from matplotlib.figure import Figure
+from PIL.Image import Image
 from rich.console import Console
 
 import swiftvlm
 from swiftvlm.cli.parse import read_budget, read_method, read_shape
 from swiftvlm.errors import SwiftVLMError
+from swiftvlm.evaluation.tasks import embedded_task
 from swiftvlm.figures.accuracy import draw_accuracy
+from swiftvlm.figures.changes import draw_changes
+from swiftvlm.figures.cost import draw_cost
+from swiftvlm.figures.overlap import draw_overlap
 from swiftvlm.figures.profile import draw_profile
+from swiftvlm.figures.ranking import draw_ranking
 from swiftvlm.figures.river import draw_river
 from swiftvlm.figures.schematic import draw_schematic
+from swiftvlm.figures.stages import draw_lost, draw_stages
+from swiftvlm.mini import pool
 
-# Each: what draws it from a result file's summary, and the command that writes such a file.
-FROM_RESULTS: dict[str, tuple[Callable[[Any], Figure], str]] = {
-    "accuracy": (draw_accuracy, "swiftvlm eval"),
-    "profile": (lambda summary: draw_profile(summary[0]), "swiftvlm profile"),
+# Each: what draws it from a result file's summary and rows, and the command that writes such a file.
+Draw = Callable[[Any, Any], Figure]
+FROM_RESULTS: dict[str, tuple[Draw, str]] = {
+    "accuracy": (lambda summary, rows: draw_accuracy(summary), "swiftvlm eval"),
+    "cost": (lambda summary, rows: draw_cost(summary), "swiftvlm eval"),
+    "profile": (lambda summary, rows: draw_profile(summary[0]), "swiftvlm profile"),
+    "ranking": (lambda summary, rows: draw_ranking(summary[0]), "swiftvlm explain"),
+    "overlap": (lambda summary, rows: draw_overlap(rows), "swiftvlm explain"),
+    "changes": (lambda summary, rows: draw_changes(summary[0]["changes"]), "swiftvlm explain"),
+    "lost": (lambda summary, rows: _story(draw_lost, summary), "swiftvlm explain"),
+    "stages": (lambda summary, rows: _story(draw_stages, summary), "swiftvlm explain"),
 }
 NAMES = (*FROM_RESULTS, "river", "schematic")
 
@@ -29,7 +44,7 @@ NAMES = (*FROM_RESULTS, "river", "schematic")
 def figure(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(NAMES)}.")],
     data: Annotated[
-        Path | None, typer.Option(help="Result file of swiftvlm eval (accuracy) or profile (profile).")
+        Path | None, typer.Option(help="Result file of swiftvlm eval, profile or explain, whichever it draws.")
     ] = None,
     methods: Annotated[str, typer.Option(help="Methods of the river, with commas.")] = "fastv,swiftvlm",
     budget: Annotated[str, typer.Option(help="Budget of the river.")] = "192",
@@ -61,11 +76,24 @@ def figure(
     Console(highlight=False).print(f"saved to {into / name}.png and .svg", soft_wrap=True)
 
 
-def _drawn(draw: Callable[[Any], Figure], data: Path | None, command: str) -> Figure:
-    """A figure of a result file's summary. Raises `SwiftVLMError` for a file of another kind."""
+def _story(draw: Callable[[Image, Any], Figure], summary: Any) -> Figure:
+    """A figure of the story's question, on its picture. Raises `SwiftVLMError` where there is no story."""
+    story = summary[0]["story"]
+    if story is None:
+        raise SwiftVLMError("this file tells no story: on no question did only the last method keep what was asked")
+    source, task, _ = story["key"].split("/")
+    samples = embedded_task(task, pool.SIZE, source).samples
+    return draw(next(sample for sample in samples if sample.key == story["key"]).picture(), story)
+
+
+def _drawn(draw: Draw, data: Path | None, command: str) -> Figure:
+    """A figure of a result file. Raises `SwiftVLMError` for a file of another kind."""
     if data is None:
         raise SwiftVLMError(f"give --data, the result file of {command}")
     try:
-        return draw(json.loads(data.read_text())["summary"])
+        read = json.loads(data.read_text())
+        return draw(read["summary"], read["rows"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as wrong:
+        if isinstance(wrong, SwiftVLMError):
+            raise
         raise SwiftVLMError(f"--data {data} is no result file of {command} ({wrong!r})") from None

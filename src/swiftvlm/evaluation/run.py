@@ -140,6 +140,7 @@ class Evaluation:
                 "score": score(sample, answer),
                 "tokens": round(sum(run.per_row[i]) / len(run.per_row[i]), 3),
                 "flops": round(run.flops / len(samples)),
+                "kv_bytes": round(run.kv_bytes / len(samples)),
                 "seconds": round(seconds / len(samples), 5),
             }
             for i, (sample, answer) in enumerate(zip(samples, answers, strict=True))

@@ -31,7 +31,7 @@ def _record(cell: str, task: str, rows: list[Row], whole: dict[str, Row]) -> dic
     scores = [row["score"] for row in rows]
     accuracy, error = mean(scores)
     record = {"task": task, "cell": cell, "samples": len(rows), "accuracy": accuracy, "error": error}
-    record |= {key: mean([row[key] for row in rows])[0] for key in ("tokens", "flops")}
+    record |= {key: mean([row[key] for row in rows])[0] for key in ("tokens", "flops", "kv_bytes")}
     record["seconds"] = sum(row["seconds"] for row in rows)
     if cell != VANILLA:
         record |= _compared([row for row in rows if row["key"] in whole], whole)

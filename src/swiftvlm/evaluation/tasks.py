@@ -1,7 +1,7 @@
 """What is evaluated: samples with a question, a true answer, and a picture that is made when it is needed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,7 +11,7 @@ from swiftvlm.errors import SwiftVLMError
 from swiftvlm.mini import pool
 from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.questions import LOCALIZATION, TASKS
-from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene
+from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Box
 from swiftvlm.mini.words import POOLS
 from swiftvlm.plans import Number
 
@@ -20,7 +20,8 @@ from swiftvlm.plans import Number
 class Sample:
     """One question. `image` names the picture (samples of several tasks share it); `box`: shares of its sides.
 
-    `shown`: the patches, row by row, that any thing or sign of the picture touches.
+    `shown`: the patches, row by row, that any thing or sign of the picture touches; `target`: those of the box or the
+    sign that is the answer, where there is one.
     """
 
     task: str
@@ -31,6 +32,7 @@ class Sample:
     answer: str
     box: tuple[Number, Number, Number, Number] | None = None
     shown: tuple[int, ...] = ()
+    target: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,15 @@ def _sample(item: pool.Item, source: str) -> Sample:
         question.text,
         question.answer,
         shares,
-        _touched(item.scene),
+        _touched([*(thing.box for thing in item.scene.things), *(sign.box for sign in item.scene.signs)]),
+        _touched([*([box] if box else []), *(sign.box for sign in item.scene.signs if sign.text == question.answer)]),
     )
 
 
-def _touched(scene: Scene) -> tuple[int, ...]:
-    """Indexes of the patches that a box of the scene covers in part."""
+def _touched(boxes: Sequence[Box]) -> tuple[int, ...]:
+    """Indexes of the patches that these boxes cover in part."""
     found = set()
-    for box in [*(thing.box for thing in scene.things), *(sign.box for sign in scene.signs)]:
+    for box in boxes:
         left, top, right, bottom = (value / PATCH for value in box)
         rows, columns = range(int(top), min(GRID, math.ceil(bottom))), range(int(left), min(GRID, math.ceil(right)))
         found |= {row * GRID + column for row in rows for column in columns}

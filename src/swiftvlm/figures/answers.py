@@ -37,7 +37,7 @@ def draw_answers(image: Image, question: str, truth: Box | None, answers: Sequen
     figure.suptitle(question, fontsize=12, fontweight="bold")
     for axes, answer in zip(figure.subplots(1, len(answers), squeeze=False)[0], answers, strict=True):
         pixels = np.asarray(image.convert("RGB")) / 255
-        axes.imshow(pixels * _light(answer.run, image.width, image.height)[..., None], interpolation="nearest")
+        axes.imshow(pixels * light(answer.run, image.width, image.height)[..., None], interpolation="nearest")
         for box, color, dash in ((truth, TRUE, "--"), (answer.box, SAID, "-")):
             if box is not None:
                 left, top = box[0] * image.width, box[1] * image.height
@@ -51,12 +51,12 @@ def draw_answers(image: Image, question: str, truth: Box | None, answers: Sequen
     return figure
 
 
-def _light(run: Run, width: int, height: int) -> np.ndarray:
-    """How bright each pixel is shown (height, width)."""
-    light = np.ones((height, width))
+def light(run: Run, width: int, height: int, stage: int = -1) -> np.ndarray:
+    """How bright each pixel is shown (height, width): patches that a stage (the last) did not select are dark."""
+    bright = np.ones((height, width))
     if not run.after:
-        return light
-    story, cells = fates(run, 0)[-1], run.cells[0]
+        return bright
+    story, cells = fates(run, 0)[stage], run.cells[0]
     rows, columns = int(cells[:, 2].max()) + 1, int(cells[:, 3].max()) + 1
     for (_, fate), (_, _, row, column) in zip(story.items(), cells.tolist(), strict=True):
         if fate.kind != "kept":
@@ -64,5 +64,5 @@ def _light(run: Run, width: int, height: int) -> np.ndarray:
                 row * height // rows : (row + 1) * height // rows,
                 column * width // columns : (column + 1) * width // columns,
             ]
-            light[part] = 1 - DARK
-    return light
+            bright[part] = 1 - DARK
+    return bright

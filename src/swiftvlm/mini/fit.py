@@ -16,7 +16,7 @@ from swiftvlm.mini.phases import pictures
 from swiftvlm.mini.scenes import SIDE, scene
 from swiftvlm.mini.words import TRAIN
 
-WINDOWS, WHOLE = 1200, 160  # pictures of 12 x 12 patches full of signs, and whole ones
+WINDOWS, WHOLE = 9600, 800  # pictures of 12 x 12 patches full of signs, and whole ones
 FIRST = 7 * 10**8  # no other phase draws scenes from here on
 BATCH, ROUND = 512, 8  # patches of each kind a step; pictures looked at at once
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -32,6 +33,10 @@ def ship(model: LlavaForConditionalGeneration, folder: Path = WEIGHTS) -> int:
     folder.mkdir(parents=True)
     for weight in model.parameters():
         weight.data = weight.data.to(torch.bfloat16)
+    # A model that was loaded in float32 would write that into its parts.
+    parts: list[Any] = [model.config.text_config, model.config.vision_config]
+    for part in parts:
+        part.dtype = None
     model.save_pretrained(folder, max_shard_size="15MB")
     tokens.processor().save_pretrained(folder)
     return sum(file.stat().st_size for file in folder.iterdir())

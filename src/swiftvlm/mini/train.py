@@ -28,7 +28,7 @@ from swiftvlm.mini.phases import PHASES, Phase
 from swiftvlm.mini.recipe import RECIPES, Recipe, build, grow
 from swiftvlm.mini.start import prime
 
-FIT_STEPS = 5000  # of the projector alone, before `read`
+FIT_STEPS = 12000  # of the projector alone, before `read`
 SAVE_EVERY = 90.0  # seconds
 SEEING = ("model.vision_tower.", "model.multi_modal_projector.")
 WARM_UP = {"deep": 0.1}  # share of the time over which the learning rate rises; new layers begin as zeros

@@ -37,24 +37,30 @@ WHOLE_LAYERS = 2  # that see every token in pass 2
 
 @dataclass(frozen=True)
 class Watch:
-    """Rates as `TextAttention` does and notes, for every row, the places of its first `share` among visual tokens."""
+    """Rates as `TextAttention` does and notes, for every row, the places of its first `share` among visual tokens:
+
+    ascending, or best first if `ordered`.
+    """
 
     share: Number
     probe: Literal["previous", "next"] = "previous"
+    ordered: bool = False
     noted: list[tuple[int, ...]] = field(default_factory=list)
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """The attention of the last prompt token; what is noted is what the latest prefill said."""
         scores = TextAttention(self.probe).rate(view)
-        self.noted[:] = [first(scores[row, view.candidates[row]], self.share) for row in range(len(scores))]
+        rows = range(len(scores))
+        self.noted[:] = [first(scores[row, view.candidates[row]], self.share, self.ordered) for row in rows]
         return scores
 
 
-def first(scores: Tensor, share: Number) -> tuple[int, ...]:
-    """Ascending places of the best `share` of some scores, at least one; ties go to the earlier place."""
+def first(scores: Tensor, share: Number, ordered: bool = False) -> tuple[int, ...]:
+    """Places of the best `share` of some scores, at least one, ascending or best first; ties: the earlier place."""
     count = max(1, math.ceil(share * len(scores) - 1e-9)) if len(scores) else 0
     order = torch.argsort(scores, descending=True, stable=True)
-    return tuple(sorted(order[:count].tolist()))
+    best = order[:count].tolist()
+    return tuple(best if ordered else sorted(best))
 
 
 @dataclass(frozen=True)

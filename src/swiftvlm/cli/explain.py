@@ -1,0 +1,97 @@
+"""`swiftvlm explain`: the numbers behind bypass: whom layers rank first, whom it keeps, how well it aligns."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from swiftvlm.cli.eval import header
+from swiftvlm.cli.parse import print_json, read_budget, read_method
+from swiftvlm.cli.report import progress
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.evaluation.journal import Journal
+from swiftvlm.evaluation.tasks import Sample, embedded_task
+from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.methods import SwiftVLM
+from swiftvlm.mini import load_mini, pool
+from swiftvlm.selection.explain import SHARES, Explaining, projected, summary_of
+from swiftvlm.selection.story import Story, tell_story
+
+
+def explain(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = "ref,text",
+    samples: Annotated[int, typer.Option(min=1, help="Questions a task.")] = 100,
+    budget: Annotated[str, typer.Option(help="Average visual tokens of the comparison.")] = "128",
+    layers: Annotated[str | None, typer.Option(help="Pruning layers, such as 3,11,15.")] = None,
+    story: Annotated[str, typer.Option(help="Budget of the story that figures lost and stages draw.")] = "192",
+    methods: Annotated[str, typer.Option(help="Methods of the story; the last is the one that keeps.")] = (
+        "fastv,pdrop,swiftvlm"
+    ),
+    out: Annotated[Path, typer.Option(help="Result file; a run that was stopped goes on.")] = Path("explain.json"),
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="The summary as JSON on stdout and nothing else.")] = False,
+) -> None:
+    """Measure why bypass works: rankings of layers, what is kept of them, and how merged tokens stand for members.
+
+    Example: swiftvlm explain --tasks text --samples 20 --budget 128
+    """
+    if not out.parent.is_dir():
+        raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
+    wanted = [embedded_task(name.strip(), samples) for name in tasks.split(",")]
+    limit, other = read_budget(budget), read_budget(story)
+    method = read_method("swiftvlm", layers=layers)
+    if limit is None or other is None or not isinstance(method, SwiftVLM):
+        raise SwiftVLMError(f"give budgets, got --budget {budget!r} and --story {story!r}")
+    loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
+    runner = Explaining(loaded, processor, method, limit)
+    about = header(loaded, wanted) | {"budget": limit, "layers": [stage.after for stage in method.stages(runner.shape)]}
+    journal = Journal(out, about, must=("budget", "layers"))
+    asked = [sample for task in wanted for sample in task.samples]
+    with progress("explaining", len(asked)) as tell:
+        runner.explain(asked, journal, tell)
+    facts = summary_of(journal.rows, runner.shape.layers)
+    facts["changes"] = _changes(runner, asked)
+    named = {name.strip(): read_method(name.strip()) for name in methods.split(",")}
+    named = {name: method if name == "swiftvlm" else one for name, one in named.items()}
+    facts["story"] = tell_story(runner, islice(asked, 2 * samples), named, other)
+    journal.finish([facts])
+    if json:
+        print_json(facts)
+    else:
+        show(facts, out)
+
+
+def _changes(runner: Explaining, asked: list[Sample]) -> dict[str, Any]:
+    """Figure 7 on the first question: fine groups and coarse ones."""
+    one = runner.asked(asked[0])
+    return {str(share): projected(runner.changes(one, share)) for share in (SHARES[2], SHARES[0])}
+
+
+def show(facts: dict[str, Any], out: Path) -> None:
+    """What was found, in the terminal."""
+    console = Console(highlight=False)
+    kept = Table("task", "of the top", "drop", "bypass", "gain", box=SIMPLE_HEAD, title="kept by the last stage")
+    for task, found in facts["kept of top"].items():
+        for top in (key for key in found if key != "questions"):
+            told = [f"{found[top][fate]['mean']:.3f} ±{found[top][fate]['error']:.3f}" for fate in found[top]]
+            kept.add_row(task, f"{100 * float(top):.0f}%", *told)
+    console.print(kept)
+    names = ("mean error", "member error", "other error", "mean cosine", "other cosine")
+    aligned = Table("merged share", "layers", *names, box=SIMPLE_HEAD, title="merged tokens against the unpruned model")
+    for share, stages in facts["alignment"].items():
+        for stage in stages:
+            span = f"{stage['first'] + 1:.0f}-{stage['last']:.0f}"
+            aligned.add_row(share, span, *(f"{stage[name]:.4f}" for name in names))
+    console.print(aligned)
+    story: Story | None = facts["story"]
+    found_one = f"{story['key']}: {story['question']}" if story else "no question that only the last method answers"
+    console.print(f"story: {found_one}", soft_wrap=True)
+    console.print(f"saved to {out}", soft_wrap=True)

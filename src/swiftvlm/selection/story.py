@@ -1,0 +1,67 @@
+"""One question on which other methods lose what it is about and bypass keeps it (the paper's figures 3 and 6)."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from swiftvlm.engine import prune
+from swiftvlm.errors import BudgetError
+from swiftvlm.evaluation.run import LONGEST
+from swiftvlm.evaluation.scorers import score
+from swiftvlm.evaluation.tasks import Sample
+from swiftvlm.methods import find_method
+from swiftvlm.methods.base import Method
+from swiftvlm.mini.pool import VISUAL
+from swiftvlm.selection.explain import Asked, Explaining
+from swiftvlm.trace import Run, Trace
+
+Story = dict[str, Any]
+
+
+def tell_story(
+    runner: Explaining, samples: Iterable[Sample], methods: Mapping[str, Method], budget: int | float
+) -> Story | None:
+    """The first question that the whole model and the last method answer, and all others lose at the same budget.
+
+    Lost: the answer is wrong, and of the patches that show what was asked the last stage kept none; the last method
+    keeps one. Methods that cannot meet the budget are left out. None: there is no such question.
+    """
+    able = {name: method for name, method in methods.items() if _can(runner, method, budget)}
+    for sample in samples:
+        one = runner.asked(sample)
+        if not sample.target or not _say(runner, one, find_method("vanilla"), None)["right"]:
+            continue
+        said = {name: _say(runner, one, method, budget) for name, method in able.items()}
+        *others, last = said.values()
+        if last["right"] and last["holds"] and not any(other["right"] or other["holds"] for other in others):
+            told = {"key": sample.key, "question": sample.question, "answer": sample.answer, "budget": budget}
+            return told | {"target": list(sample.target), "box": sample.box, "said": said}
+    return None
+
+
+def _can(runner: Explaining, method: Method, budget: int | float) -> bool:
+    try:
+        method.plan(runner.shape, VISUAL, 16, budget)
+    except BudgetError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _say(runner: Explaining, one: Asked, method: Method, budget: int | float | None) -> dict[str, Any]:
+    """Words, whether they are right, whether the last stage kept a patch of what was asked, and the trace."""
+    model: Any = runner.model
+    with prune(runner.model, method, budget=budget) as trace:
+        output = model.generate(**one.inputs, max_new_tokens=LONGEST, do_sample=False)
+    new = output[0, one.inputs["input_ids"].shape[1] :]
+    words = runner.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    told = {"words": words, "right": bool(score(one.sample, words)), "holds": _holds(trace.last, one.sample)}
+    return told | {"trace": Trace((trace.last,)).to_json()}
+
+
+def _holds(run: Run, sample: Sample) -> bool:
+    if not run.kept:
+        return True
+    place = {slot: i for i, slot in enumerate(run.candidates[0][0].tolist())}
+    return any(place[slot] in sample.target for slot in run.kept[-1][0].tolist())

@@ -20,11 +20,14 @@ Order = tuple[int, ...]  # places among the visual tokens, best first
 
 
 def rankings(model: PreTrainedModel, inputs: dict[str, Any]) -> list[Order]:
-    """How each layer but the last ranks one prompt's visual tokens, by its attention from the last prompt token."""
+    """How each layer ranks one prompt's visual tokens, by its attention from the last prompt token."""
     watches = tuple(Watch(1.0, ordered=True) for _ in range(ModelShape.of(model).layers - 1))
-    with torch.no_grad(), prune(model, Watching(watches)):
-        model(**inputs)
-    return [watch.noted[0] for watch in watches]
+    # Nothing can be cut behind the last layer, so its map is projected before it.
+    last = Watch(1.0, probe="next", ordered=True)
+    for method in (Watching(watches), Watching((last,))):
+        with torch.no_grad(), prune(model, method):
+            model(**inputs)
+    return [watch.noted[0] for watch in (*watches, last)]
 
 
 def early_against_late(orders: Sequence[Order]) -> list[list[Number]]:

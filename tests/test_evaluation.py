@@ -179,6 +179,19 @@ def stripped(path) -> list:
     return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
 
 
+def test_the_oracle_is_a_method_without_a_budget(untrained, tmp_path):
+    """Every sample keeps the patches of its own picture, whatever the batch; one cell for all budgets."""
+    out = tmp_path / "oracle.json"
+    asked = ["--methods", "oracle", "--budgets", "192,96", "--limit", "3", "--tasks", "ref", "--out", str(out)]
+    assert main(["eval", "--model", untrained, "--dtype", "float32", *asked]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    shown = {sample.key: len(sample.shown) for sample in embedded_task("ref", 3).samples}
+    assert {row["cell"] for row in rows} == {"oracle"}
+    assert {row["key"]: row["tokens"] for row in rows} == {
+        key: pytest.approx((2 * 576 + 4 * count) / 6, abs=1e-3) for key, count in shown.items()
+    }
+
+
 def test_a_killed_run_goes_on_elsewhere(untrained, tmp_path, capsys):
     """kill -9 in the middle, the files moved, the same command again: the rows of an undisturbed run, once each."""
     whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"

@@ -13,8 +13,9 @@ from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_meth
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
+from swiftvlm.evaluation.oracle import ORACLE
 from swiftvlm.evaluation.run import Cell, Evaluation, fingerprint
-from swiftvlm.evaluation.summary import summarize
+from swiftvlm.evaluation.summary import VANILLA, summarize
 from swiftvlm.evaluation.tables import table
 from swiftvlm.evaluation.tasks import Task, embedded_task
 from swiftvlm.figures.accuracy import draw_accuracy
@@ -24,6 +25,7 @@ from swiftvlm.mini import load_mini, pool
 from swiftvlm.shape import ModelShape
 
 WIDE = 132
+WITHOUT_BUDGET = (VANILLA, ORACLE)
 METHODS = "vanilla,random,uniform,fastv,swiftvlm"
 
 
@@ -33,7 +35,7 @@ def evaluate(
     ] = None,
     tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = ",".join(pool.TASKS),
     methods: Annotated[
-        str, typer.Option(help=f"Some of: {known_methods()}; with fields, such as fastv:after=4.")
+        str, typer.Option(help=f"Some of: {known_methods()}, oracle; with fields, such as fastv:after=4.")
     ] = METHODS,
     budgets: Annotated[str, typer.Option(help="Average visual tokens, with commas.")] = "192,128,96",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task (all 500 if absent).")] = None,
@@ -96,12 +98,12 @@ def _limit(limit: int | None, quick: bool) -> int:
 
 
 def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Cell]:
-    """Every method at every budget; vanilla once, first."""
+    """Every method at every budget; vanilla and the oracle, which have none, once and first."""
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     limits = [read_budget(text.strip()) for text in budgets.split(",")]
-    cells = [Cell("vanilla", read_method("vanilla"), None)] if "vanilla" in names else []
+    cells = [Cell(name, read_method("vanilla"), None) for name in WITHOUT_BUDGET if name in names]
     for name in names:
-        if name != "vanilla":
+        if name not in WITHOUT_BUDGET:
             chosen = read_method(name, seed, layers if name == SwiftVLM.name else None)
             cells += [Cell(f"{name}@{limit}", chosen, limit) for limit in limits]
     return cells

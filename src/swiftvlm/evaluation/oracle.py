@@ -16,6 +16,7 @@ from swiftvlm.scores import View
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage
 
+ORACLE = "oracle"  # its name among the methods of an evaluation
 Places = tuple[tuple[int, ...], ...]  # of every row of a batch: indexes among its visual tokens
 
 

@@ -16,9 +16,12 @@ class View:
 
     `hidden`: states of all tokens; `slot`: each token's index in the prompt as given (-1 = filler); `present`: tokens
     that are really there; `candidates`: the visual tokens to choose from; `query`: place of each row's last prompt
-    token; `keep`: how many candidates the plan keeps; `input_ids`: the prompt as given; `attention_logits(queries,
-    rope)`: float32 q.k / sqrt(d) rows of the probed layer for the tokens at `queries`, (batch, heads, queries, tokens);
-    `cells()`: image, tile, grid row and grid column of every token, (batch, tokens, 4), -1 where it has none.
+    token; `keep`: how many candidates the plan keeps; `input_ids`: the prompt as given.
+
+    Worked out only when called: `attention_logits(queries, rope)`, float32 q.k / sqrt(d) rows of the probed layer for
+    the tokens at `queries`, (batch, heads, queries, tokens); `keys()`, that layer's keys, turned by positions from 0,
+    (batch, kv_heads, tokens, head_dim); `final()`, the states behind the model's last norm; `cells()`, image, tile,
+    grid row and grid column of every token, (batch, tokens, 4), -1 where it has none.
     """
 
     hidden: Float[Tensor, "batch tokens dim"]
@@ -29,6 +32,8 @@ class View:
     keep: tuple[int, ...]
     input_ids: Int[Tensor, "batch prompt"]
     attention_logits: Callable[[Tensor, bool], Tensor]
+    keys: Callable[[], Tensor]
+    final: Callable[[], Tensor]
     cells: Callable[[], Tensor]
 
 
@@ -73,6 +78,48 @@ class Covered:
         place = view.cells()[..., 2:]
         grid = ((place >= 0) & (place % self.stride == 0)).all(-1)
         return self.score.rate(view) + 2.0 * (grid & view.candidates)
+
+
+@dataclass(frozen=True)
+class Dissimilar:
+    """What is least like a few pivots, the tokens of the largest keys (DART). Attention is not looked at.
+
+    `pivots`: as many visual and as many text tokens behind the image. Each pivot in turn adds its share of the visual
+    tokens still left, those of the lowest cosine to it.
+    """
+
+    pivots: int
+    probe: Literal["previous", "next"] = "previous"
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """1 for chosen tokens, 0 for all others."""
+        sizes = view.keys().float().abs().sum((1, 3))
+        units = torch.nn.functional.normalize(view.final().float(), dim=-1)
+        scores = torch.zeros(view.slot.shape, device=view.slot.device)
+        places = torch.arange(view.slot.shape[1], device=view.slot.device)
+        for row, keep in enumerate(view.keep):
+            visual = view.candidates[row].nonzero()[:, 0]
+            if len(visual):
+                behind = view.present[row] & (places > visual[-1]) & (places <= view.query[row])
+                text = behind.nonzero()[:, 0]
+                scores[row, self._chosen(sizes[row], units[row], visual, text, min(keep, len(visual)))] = 1.0
+        return scores
+
+    def _chosen(self, sizes: Tensor, units: Tensor, visual: Tensor, text: Tensor, keep: int) -> list[int]:
+        """Places of `keep` visual tokens."""
+        kept = _first(-sizes, visual, min(self.pivots, keep))
+        pivots = kept + _first(-sizes, text, self.pivots)
+        share, more = divmod(keep - len(kept), len(pivots))
+        for number, pivot in enumerate(pivots):
+            left = visual[~torch.isin(visual, torch.tensor(kept, device=visual.device))]
+            kept = kept + _first(units @ units[pivot], left, share + (number < more))
+        return kept
+
+
+def _first(values: Tensor, among: Tensor, count: int) -> list[int]:
+    """The `count` places of the lowest values, ascending in value; ties: the lower place."""
+    best: list[int] = among[torch.argsort(values[among], stable=True)[:count]].tolist()
+    return best
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from swiftvlm import SwiftVLM
 from swiftvlm.methods.base import Method
+from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
 from swiftvlm.methods.feather import Feather
 from swiftvlm.methods.pdrop import PDrop
@@ -29,6 +30,7 @@ METHODS: dict[str, Method] = {
     "fastv": FastV(after=3, counts=(5,)),
     "pdrop": PDrop(after=(2, 4, 5), counts=(6, 4, 2)),
     "feather": Feather(after=(2, 4), counts=(6, 3), stride=2),
+    "dart": Dart(after=2, counts=(9,), pivots=2),
     "swiftvlm": SwiftVLM(**SWIFT),
     "merge": SwiftVLM(**SWIFT, rest="merge"),
     "drop": SwiftVLM(**SWIFT, rest="drop"),

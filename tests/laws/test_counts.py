@@ -8,6 +8,7 @@ from torch import Tensor
 
 import swiftvlm
 from swiftvlm.methods.base import Method
+from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
 from swiftvlm.methods.feather import Feather
 from swiftvlm.methods.pdrop import PDrop
@@ -40,6 +41,7 @@ BY_BUDGET: dict[str, Method] = {
     "fastv": FastV(),
     "pdrop": PDrop(after=(2, 3, 5)),
     "feather": Feather(after=(2, 4)),
+    "dart": Dart(),
     "swiftvlm": SWIFT,
     "merge": replace(SWIFT, rest="merge"),
     "drop": replace(SWIFT, rest="drop"),

@@ -163,19 +163,25 @@ class Prefill:
         self.plans = tuple(changed)
 
     def _view(self, number: int, stage: Stage, index: int, hidden: Tensor, layout: Layout, inputs: Inputs) -> View:
-        def attention_logits(queries: Tensor, rope: bool) -> Tensor:
+        def probe() -> Probe:
             if stage.score.probe == "previous" and self.probed is not None:
-                probe = replace(
-                    self.probed, keys=cached_keys(inputs.get("past_key_values"), index - 1, hidden.shape[1])
-                )
-            else:
-                probe = Probe(self.layers[index], hidden, self._rotary(hidden, layout, inputs))
-            return self._logits(probe, queries, rope).to(hidden.device)
+                cached = cached_keys(inputs.get("past_key_values"), index - 1, hidden.shape[1])
+                return replace(self.probed, keys=cached)
+            return Probe(self.layers[index], hidden, self._rotary(hidden, layout, inputs))
 
         ids = self.prompt.input_ids.to(hidden.device)
         keep = self._counts(number, "kept")
         here = layout.slot, layout.present, layout.candidates, layout.query
-        return View(hidden, *here, keep, ids, attention_logits, lambda: self._cells(layout))
+        return View(
+            hidden,
+            *here,
+            keep,
+            ids,
+            attention_logits=lambda queries, rope: self._logits(probe(), queries, rope).to(hidden.device),
+            keys=lambda: self._own_keys(probe(), layout).to(hidden.device),
+            final=lambda: self.family.final_norm(self.decoder)(hidden),
+            cells=lambda: self._cells(layout),
+        )
 
     def _cells(self, layout: Layout) -> Int[Tensor, "batch tokens 4"]:
         """Image, tile, row and column of every token. Raises `UnsupportedError` where the family cannot say."""
@@ -201,13 +207,27 @@ class Prefill:
         family, (cos, sin) = self.family, probe.rotary
         chosen = (tokens.rows(cos, queries), tokens.rows(sin, queries)) if rope else None
         q = family.queries(probe.layer, tokens.rows(probe.hidden, queries), chosen)
-        k = probe.keys if rope and probe.keys is not None else None
-        k = family.keys(probe.layer, probe.hidden, (cos, sin) if rope else None) if k is None else k
+        k = self._keys(probe, rope)
         batch, heads, count, width = q.shape
         # Query heads that share a key head lie together, so no key is repeated.
         shared = q.reshape(batch, k.shape[1], -1, width).float()
         logits = shared @ k.float().transpose(2, 3) * family.scaling(probe.layer)
         return logits.view(batch, heads, count, -1)
+
+    def _own_keys(self, probe: Probe, layout: Layout) -> Tensor:
+        """Keys turned by positions that count each row's own tokens from 0: their entries are those of the row alone,
+
+        which those of a row behind padding are not (its attention only sees distances).
+        """
+        first = layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)
+        rotary = self.rotate(probe.hidden, (layout.position - first).to(probe.hidden.device))
+        return self._keys(replace(probe, keys=None, rotary=rotary), rope=True)
+
+    def _keys(self, probe: Probe, rope: bool) -> Tensor:
+        """The probed layer's keys (batch, kv_heads, tokens, head_dim), turned by the positions or not."""
+        if rope and probe.keys is not None:
+            return probe.keys
+        return self.family.keys(probe.layer, probe.hidden, probe.rotary if rope else None)
 
     def _choose(self, number: int, stage: Stage, hidden: Tensor, layout: Layout, scores: Tensor) -> Choice:
         keep = torch.tensor(self._counts(number, "kept"), device=hidden.device)

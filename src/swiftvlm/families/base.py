@@ -101,6 +101,10 @@ class Family:
         turned: Tensor = heads if rotary is None else apply_rotary_pos_emb(heads, heads, *rotary)[0]
         return turned
 
+    def final_norm(self, decoder: PreTrainedModel) -> nn.Module:
+        """The norm behind the last layer."""
+        return decoder.get_submodule("norm")
+
     def scaling(self, layer: nn.Module) -> float:
         """What q.k is multiplied by before the softmax."""
         attention: Any = layer.get_submodule("self_attn")

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from swiftvlm.budget import Budget
 from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.methods.base import Method as Method
+from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.fastv import FastV, UniformTokens
 from swiftvlm.methods.fastv import RandomTokens as RandomTokens
 from swiftvlm.methods.feather import Feather as Feather
@@ -17,7 +18,7 @@ from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
-    {cls.name: cls for cls in (Vanilla, RandomTokens, UniformTokens, FastV, PDrop, Feather, SwiftVLM)}
+    {cls.name: cls for cls in (Vanilla, RandomTokens, UniformTokens, FastV, PDrop, Feather, Dart, SwiftVLM)}
 )
 
 

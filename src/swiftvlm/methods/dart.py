@@ -1,0 +1,41 @@
+"""DART: keep what is least like a few pivots, without looking at attention."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from swiftvlm.errors import MethodError
+from swiftvlm.methods.base import Method, Preset
+from swiftvlm.scores import Dissimilar
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Stage
+
+
+@dataclass(frozen=True)
+class Dart(Method):
+    """DART (Wen et al., EMNLP 2025, arXiv:2502.11494): duplication matters more than importance.
+
+    Second-hand: its description and a third-party implementation, not the official code, were read. Behind layer
+    `after`, the `pivots` visual and as many text tokens with the largest keys (L1, behind RoPE) each add the visual
+    tokens that are least like them (cosine of the states behind the model's last norm). Original positions.
+
+    Two things the official code leaves to chance are fixed: pivots take their turns by size, visual ones first, and
+    counts that do not come out even go to the first pivots, so that a budget is met exactly.
+    """
+
+    name: ClassVar[str] = "dart"
+    summary: ClassVar[str] = "what is least like a few pivots"
+    paper: ClassVar[str] = "arXiv:2502.11494"
+    presets: ClassVar[Mapping[str, Preset]] = {"128": Preset((2,), ((132, 0),))}
+
+    after: int = 2
+    counts: tuple[int, ...] | None = None
+    pivots: int = 4
+
+    def __post_init__(self) -> None:
+        if self.pivots < 1:
+            raise MethodError(f"pivots is a number of visual tokens, at least 1, got {self.pivots}")
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """One stage that drops."""
+        return (Stage(self.after, Dissimilar(self.pivots)),)

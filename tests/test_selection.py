@@ -1,14 +1,17 @@
 """Choosing pruning layers: the program against every possible choice, the paper's equations as properties."""
 
-from itertools import combinations
+from itertools import combinations, pairwise, product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import swiftvlm
+from swiftvlm import ModelShape, SwiftVLM
 from swiftvlm.errors import SelectionError
 from swiftvlm.selection import choose, curve, knee
 from swiftvlm.selection.choose import rated, records, steps
+from swiftvlm.selection.split import split
 
 # The worked example, a made-up profile of 32 layers, computed by hand: not data of the paper.
 EXAMPLE = [0.46, 0.50, 0.66, 0.58, 0.60, 0.55, 0.62, 0.64, 0.67, 0.69, 0.86, 0.80, 0.87, 0.88, 0.97, 0.95]
@@ -108,3 +111,54 @@ def test_errors_say_what_is_there(call, says):
     """Every refusal names the figure it is about."""
     with pytest.raises(SelectionError, match=says):
         call()
+
+
+def brute(profiles, average, stages, merged):
+    """Every schedule there is, layer by layer."""
+    depth, best = len(next(iter(profiles.values()))), None
+    for layers in combinations(range(1, depth + 1), stages):
+        after = [layers[0], *(layer - 1 for layer in layers[1:])]
+        if any(a >= b for a, b in pairwise(after)):
+            continue
+        for shares in product(profiles, repeat=stages):
+            cost, worth = 0.0, 0.0
+            for layer in range(depth):
+                stage = sum(layer >= start for start in after) - 1
+                last = stage == stages - 1
+                cost += 1.0 if stage < 0 else shares[stage] if last else min(1.0, shares[stage] / (1 - merged))
+                worth += 1.0 if stage < 0 else profiles[shares[stage]][layers[stage] - 1]
+            if cost / depth <= average + 1e-9 and (best is None or worth / depth > best):
+                best = worth / depth
+    return best
+
+
+@given(
+    values=st.lists(st.lists(st.floats(0, 1), min_size=6, max_size=6), min_size=2, max_size=3),
+    average=st.floats(0.2, 0.9),
+    stages=st.integers(1, 3),
+    merged=st.sampled_from([0.0, 0.2]),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_layers_and_split_together_are_the_best_there_are(values, average, stages, merged):
+    """Against every schedule; the counts that follow keep the average."""
+    profiles = dict(zip((0.1, 0.25, 0.5), values, strict=False))
+    best = brute(profiles, average, stages, merged)
+    if best is None:
+        with pytest.raises(SelectionError, match="cannot be met by"):
+            split(profiles, average, stages, merged)
+        return
+    found = split(profiles, average, stages, merged)
+    assert found.value == pytest.approx(best)
+    assert found.average <= average + 1e-9
+    method = SwiftVLM(layers=found.layers, counts=found.counts(576, merged), merged_share=merged)
+    plan = swiftvlm.plan(method, None, ModelShape(layers=6), 576)
+    assert plan.average_tokens <= 576 * found.average + 1e-6
+    assert plan.average_tokens >= 576 * found.average - 2 * stages
+
+
+def test_splits_need_profiles_of_one_model():
+    """Different depths, and shares that are no shares."""
+    with pytest.raises(SelectionError, match="one depth"):
+        split({0.1: [0.5] * 4, 0.2: [0.5] * 5}, 0.5)
+    with pytest.raises(SelectionError, match=r"shares in \(0, 1\)"):
+        split({1.0: [0.5] * 4}, 0.5)

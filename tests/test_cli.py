@@ -21,6 +21,8 @@ from swiftvlm.cli.report import scaled
 from swiftvlm.cli.saving import SaveError, check_folder, save_all
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.methods.fastv import FastV, RandomTokens
+from swiftvlm.methods.feather import Feather
+from swiftvlm.methods.pdrop import PDrop
 from swiftvlm.plans import Cut, Plan
 from tests.checkpoints import save_checkpoint
 
@@ -299,6 +301,9 @@ def test_fuzzed_image_files(cut, flips, kind, checkpoints, photo, tmp_path_facto
         ("random:after=3", RandomTokens(after=3, seed=7)),
         ("random:seed=4", RandomTokens(seed=4)),
         ("swiftvlm:layers=5", SwiftVLM(layers=(5,))),
+        ("swiftvlm:rest=drop/bypass", SwiftVLM(rest=("drop", "bypass"))),
+        ("feather:after=8", Feather(after=(8,))),
+        ("pdrop:after=8/16:positions=original", PDrop(after=(8, 16), positions="original")),
         (
             "swiftvlm:layers=3/8/11:rest=drop:rope=false:merged_share=0",
             SwiftVLM(layers=(3, 8, 11), rest="drop", rope=False, merged_share=0.0),
@@ -318,6 +323,8 @@ def test_methods_with_fields(text, method):
         ("fastv:after", "fastv:after is not FIELD=VALUE"),
         ("vanilla:after=1", "it has no fields"),
         ("fastv:after=two", "fastv:after is int, such as 2, got 'two'"),
+        ("fastv:after=4/5", "fastv:after is int, such as 2, got '4/5'"),
+        ("pdrop:after=8/x", "pdrop:after is ints with slashes"),
         ("fastv:after=true", "fastv:after is int, such as 2, got 'true'"),
         ("swiftvlm:layers=3/b", "swiftvlm:layers is ints with slashes, such as 3/11/15, got '3/b'"),
         ("swiftvlm:merged_share=2", "merged_share is a fraction"),

@@ -85,6 +85,7 @@ def test_summaries_by_hand():
         return {"task": "pope", "cell": cell, "key": key, "answer": answer, "score": right} | {
             "tokens": 10.0,
             "flops": 5,
+            "kv_bytes": 7,
             "seconds": 0.5,
         }
 
@@ -154,6 +155,40 @@ def test_files_of_two_machines_are_joined(tmp_path):
     mine.join(theirs)
     mine.join(theirs)
     assert mine.rows == ROWS == Journal(tmp_path / "a.json", HEADER).rows
+
+
+def test_a_name_stands_for_one_method(tmp_path):
+    """Other fields or layers under a known name are refused, before and after a kill; so is another command's file."""
+    path = tmp_path / "a.json"
+    first = Journal(path, HEADER)
+    first.claim({"x": "FastV(after=2)"})
+    first.add(ROWS[:1])
+    first.claim({"y": "FastV(after=3)"})
+    again = Journal(path, HEADER)
+    assert again.rows == ROWS[:1]
+    for label, other in (("x", "FastV(after=4)"), ("y", "FastV(after=4)")):
+        with pytest.raises(SwiftVLMError, match=rf"has answers of {label} as FastV.*, and now it is FastV\(after=4\)"):
+            again.claim({label: other})
+    again.finish([])
+    with pytest.raises(SwiftVLMError, match="and now it is"):
+        Journal(path, HEADER).claim({"x": "FastV(after=4)"})
+    Journal(tmp_path / "b.json", HEADER | {"kind": "profile"}, ("kind",)).finish([])
+    with pytest.raises(SwiftVLMError, match=r"another kind \('profile', now 'eval'\)"):
+        Journal(tmp_path / "b.json", HEADER | {"kind": "eval"}, ("kind",))
+    (tmp_path / "c.json").write_text('{"rows": []}')
+    with pytest.raises(SwiftVLMError, match="is no result file"):
+        Journal(tmp_path / "c.json", HEADER)
+
+
+def test_a_borrowed_file_is_only_read(tmp_path):
+    """Half a line at the end of a file that still grows stays where it is."""
+    path = tmp_path / "a.json"
+    Journal(path, HEADER).add(ROWS[:1])
+    part = path.with_name("a.json.part")
+    part.write_text(part.read_text() + '[{"task"')
+    before = part.read_bytes()
+    assert Journal(path, HEADER, borrowed=True).rows == ROWS[:1]
+    assert part.read_bytes() == before
 
 
 def test_a_journal_refuses_what_is_not_its_own(tmp_path):

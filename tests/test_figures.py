@@ -380,7 +380,10 @@ def test_profile_and_river_show_their_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["foo"], "no figure is called 'foo'; there are accuracy, profile, river, schematic"),
+        (
+            ["foo"],
+            "no figure is called 'foo'; there are accuracy, cost, profile, ranking, overlap, changes",
+        ),
         (["profile"], "give --data, the result file of swiftvlm profile"),
         (["profile", "--data", "none.json"], "none.json is no result file of swiftvlm profile"),
         (["river", "--into", "nowhere"], "--into nowhere: there is no such folder"),

@@ -128,7 +128,9 @@ def test_a_profile_is_shown_chosen_and_picked_up(untrained, tmp_path, capsys, mo
     def fake(self, tasks, cells, journal, tell):
         for cell in cells:
             scores = [float(i < right.get(cell.label, 1)) for i in range(4)]
-            journal.add([{"task": "pope", "cell": cell.label, "key": str(i), "score": s} for i, s in enumerate(scores)])
+            keys = [sample.key for sample in tasks[0].samples]
+            rows = zip(keys, scores, strict=False)
+            journal.add([{"task": "pope", "cell": cell.label, "key": key, "score": score} for key, score in rows])
 
     monkeypatch.setattr(Profiling, "run", fake)
     base = ["profile", "--model", untrained, "--samples", "4", "--tasks", "pope"]
@@ -141,6 +143,14 @@ def test_a_profile_is_shown_chosen_and_picked_up(untrained, tmp_path, capsys, mo
     assert saved.birth["command"].startswith("swiftvlm profile --model ")
     assert [stage.after for stage in SwiftVLM().stages(saved.shape)] == [3, 4]
     assert [stage.after for stage in SwiftVLM(layers=(4, 6)).stages(saved.shape)] == [4, 5]
+    # Another model of the same shape would never be found behind it.
+    saved.write(tmp_path / "profiles" / "other.json")
+    other = json.loads((tmp_path / "profiles" / "other.json").read_text())
+    other["birth"]["model"] = "another"
+    next((tmp_path / "profiles").glob("weights-*.json")).unlink()
+    (tmp_path / "profiles" / "other.json").write_text(json.dumps(other))
+    assert main([*base, "--out", str(tmp_path / "a.json"), "--save"]) == 2
+    assert "has measured layers for models of this shape; to save those of weights" in capsys.readouterr().err
     assert main([*base, "--out", str(tmp_path / "b.json"), "--choose", "1", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     # Alone, both layers give the same area, and the earlier one is taken.
@@ -205,6 +215,11 @@ def test_own_questions(untrained, tmp_path, capsys):
         ("where", True, 1),
     ]
     assert found[1].samples[0].picture().size == (336, 336)
+    # Answers belong to what was asked, not to a line's number; blanks around an answer are no part of it.
+    path.write_text("\n".join(map(json.dumps, reversed([{**lines[0], "answer": " a picture "}, lines[1]]))))
+    moved = {sample.question: sample for task in user_tasks(path) for sample in task.samples}
+    assert moved["what is it?"].answer == "a picture"
+    assert moved["where is it?"].key == found[1].samples[0].key
     out = str(tmp_path / "o.json")
     assert main(["profile", "--model", untrained, "--data", str(path), "--out", out]) == 2
     assert "answers nothing in q, where, even unpruned" in capsys.readouterr().err
@@ -212,3 +227,26 @@ def test_own_questions(untrained, tmp_path, capsys):
     for name, says in (("empty.jsonl", "has no questions"), ("none.jsonl", "cannot be read")):
         with pytest.raises(SwiftVLMError, match=says):
             user_tasks(tmp_path / name)
+
+
+def test_layers_and_split_from_files(tmp_path, capsys):
+    """Two profiles, one schedule within the budget, ready to be measured; what is missing or wrong is said."""
+    for share, values in ((0.1, [0.1, 0.2, 0.4, 0.5, 0.9, 0.9]), (0.5, [0.6, 0.7, 0.8, 0.9, 1.0, 1.0])):
+        data = {"header": {"share": share}, "summary": [{"relative": values}]}
+        (tmp_path / f"{share}.json").write_text(json.dumps(data))
+    files = [str(tmp_path / "0.1.json"), str(tmp_path / "0.5.json")]
+    assert main(["split", *files, "--budget", "288", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["average"] <= 288
+    method = SwiftVLM(layers=tuple(facts["layers"]), counts=tuple(facts["counts"]))
+    assert swiftvlm.plan(method, None, ModelShape(layers=6), 576).average_tokens == facts["average"]
+    assert main(["split", *files, "--budget", "288"]) == 0
+    assert f"--methods {facts['method']}" in capsys.readouterr().out
+    for wrong, message in (
+        (files[:1], "two shares or more"),
+        ([*files, "--budget", "9"], "cannot be met by 3 stages"),
+        ([*files, str(tmp_path / "none.json")], "is no result file of swiftvlm profile"),
+        ([*files, "--merged-share", "1"], "a fraction in [0, 1)"),
+    ):
+        assert main(["split", *wrong]) == 2
+        assert message in capsys.readouterr().err

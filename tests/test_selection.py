@@ -113,6 +113,15 @@ def test_errors_say_what_is_there(call, says):
         call()
 
 
+def test_what_cannot_run_is_not_chosen():
+    """A first stage acts behind its layer, so it cannot be the last one; the paper's program does not know this."""
+    profile = [0.5, 0.9, 0.1, 0.2, 0.3, 0.95]
+    assert choose(profile, 1).layers == (6,)
+    with pytest.raises(SelectionError, match="no 1 can run behind each other"):
+        knee(profile, runnable=True)
+    assert knee([0.5, 0.6, 0.7, 0.7, 0.7, 0.95], runnable=True).layers[0] == 3
+
+
 def brute(profiles, average, stages, merged):
     """Every schedule there is, layer by layer."""
     depth, best = len(next(iter(profiles.values()))), None

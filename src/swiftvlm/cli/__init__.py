@@ -1,1 +1,1 @@
-"""The command line: `swiftvlm run | plan | methods | families`. Thin: parse, call, print."""
+"""The command line: the commands of `swiftvlm`. Thin: parse, call, print."""

@@ -16,6 +16,7 @@ from swiftvlm.cli.parse import ASKED
 from swiftvlm.cli.plan import plan
 from swiftvlm.cli.profile import profile
 from swiftvlm.cli.run import run
+from swiftvlm.cli.split import split_budget
 from swiftvlm.errors import SwiftVLMError
 
 BAD, FAILED, INTERRUPTED = 2, 1, 130
@@ -36,6 +37,7 @@ def build() -> typer.Typer:
         app.command()(command)
     app.command(name="eval")(evaluate)
     app.command()(profile)
+    app.command(name="split")(split_budget)
     app.command()(explain)
     app.command()(figure)
     return app

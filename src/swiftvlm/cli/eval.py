@@ -65,11 +65,13 @@ def evaluate(
     shape = ModelShape.of(loaded)
     floors = {cell.label: why for cell in cells if (why := cell.floor(shape, pool.VISUAL))}
     cells = [cell for cell in cells if cell.label not in floors]
-    journal = Journal(out, header(loaded, wanted))
+    about = header(loaded, wanted, "eval") | {"pool": pool_name}
+    journal = Journal(out, about, must=("kind", "pool"))
+    journal.claim({cell.label: cell.described(shape) for cell in cells})
     for path in join or []:
-        if not path.is_file():
+        if not path.is_file() and not path.with_name(path.name + ".part").is_file():
             raise SwiftVLMError(f"--join {path}: there is no such file")
-        journal.join(Journal(path, journal.header))
+        journal.join(Journal(path, about, must=("kind", "pool"), borrowed=True))
     with progress("answering", len(cells) * sum(len(task.samples) for task in wanted)) as tell:
         Evaluation(loaded, processor, batch).run(wanted, cells, journal, tell)
     summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
@@ -104,19 +106,20 @@ def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Ce
     cells = [Cell(name, read_method("vanilla"), None) for name in WITHOUT_BUDGET if name in names]
     for name in names:
         if name not in WITHOUT_BUDGET:
-            chosen = read_method(name, seed, layers if name == SwiftVLM.name else None)
+            chosen = read_method(name, seed, layers if name.split(":")[0] == SwiftVLM.name else None)
             cells += [Cell(f"{name}@{limit}", chosen, limit) for limit in limits]
     return cells
 
 
-def header(model: Any, tasks: list[Task]) -> dict[str, Any]:
-    """With what a file is measured: the model, the tasks' version, versions of the libraries, the hardware."""
+def header(model: Any, tasks: list[Task], kind: str) -> dict[str, Any]:
+    """With what a file is measured: the command, the model, the tasks' version, versions of libraries, the hardware."""
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
     return {
+        "kind": kind,
         "model": fingerprint(model),
         "tasks": {"embedded": tasks[0].version},
         "versions": versions,

@@ -1,6 +1,5 @@
 """`swiftvlm explain`: the numbers behind bypass: whom layers rank first, whom it keeps, how well it aligns."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ from swiftvlm.inputs.checkpoint import load_checkpoint
 from swiftvlm.methods import SwiftVLM
 from swiftvlm.mini import load_mini, pool
 from swiftvlm.selection.explain import SHARES, Explaining, projected, summary_of
-from swiftvlm.selection.story import Story, tell_story
+from swiftvlm.selection.story import Story, can, tell_story
 
 
 def explain(
@@ -48,20 +47,28 @@ def explain(
     wanted = [embedded_task(name.strip(), samples) for name in tasks.split(",")]
     limit, other = read_budget(budget), read_budget(story)
     method = read_method("swiftvlm", layers=layers)
+    named = {name.strip(): read_method(name.strip()) for name in methods.split(",")}
     if limit is None or other is None or not isinstance(method, SwiftVLM):
         raise SwiftVLMError(f"give budgets, got --budget {budget!r} and --story {story!r}")
+    if method.layers is not None and len(method.layers) < 2:
+        raise SwiftVLMError(f"--layers {layers}: nothing waits with one stage; give two or more, such as 3,11")
     loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
     runner = Explaining(loaded, processor, method, limit)
-    about = header(loaded, wanted) | {"budget": limit, "layers": [stage.after for stage in method.stages(runner.shape)]}
-    journal = Journal(out, about, must=("budget", "layers"))
+    named = {name: method if name == "swiftvlm" else one for name, one in named.items()}
+    able = {name: one for name, one in named.items() if can(runner.shape, one, other)}
+    if list(named)[-1] not in able or len(able) < 2:
+        raise SwiftVLMError(f"--story {other}: of {', '.join(named)} only {', '.join(able) or 'none'} can meet it")
+    depths = [stage.after for stage in method.stages(runner.shape)]
+    journal = Journal(
+        out, header(loaded, wanted, "explain") | {"budget": limit, "after": depths}, must=("kind", "budget", "after")
+    )
     asked = [sample for task in wanted for sample in task.samples]
     with progress("explaining", len(asked)) as tell:
         runner.explain(asked, journal, tell)
-    facts = summary_of(journal.rows, runner.shape.layers)
+    keys = {sample.key for sample in asked}
+    facts = summary_of([row for row in journal.rows if row["key"] in keys], runner.shape.layers)
     facts["changes"] = _changes(runner, asked)
-    named = {name.strip(): read_method(name.strip()) for name in methods.split(",")}
-    named = {name: method if name == "swiftvlm" else one for name, one in named.items()}
-    facts["story"] = tell_story(runner, islice(asked, 2 * samples), named, other)
+    facts["story"] = tell_story(runner, asked, able, other)
     journal.finish([facts])
     if json:
         print_json(facts)

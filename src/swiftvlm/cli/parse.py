@@ -58,7 +58,7 @@ def read_method(text: str, seed: int = 0, layers: str | None = None) -> Method:
     known = find_method(name)
     values = dict(_setting(part, known) for part in settings)
     if layers is not None:
-        if name != SwiftVLM.name:
+        if name.split(":")[0] != SwiftVLM.name:
             raise SwiftVLMError(f"--layers {layers!r} is for --method {SwiftVLM.name}, not {name!r}")
         try:
             values["layers"] = tuple(int(layer) for layer in layers.split(","))
@@ -82,11 +82,14 @@ def _setting(part: str, method: Method) -> tuple[str, Any]:
         told = f"its fields are {', '.join(known)}" if known else "it has no fields"
         raise SwiftVLMError(f"{method.name}:{part} is not FIELD=VALUE of {method.name}; {told}")
     parts = tuple(_value(one) for one in text.split("/"))
-    counted = name in ("layers", "counts")
-    value = parts if counted or len(parts) > 1 else parts[0]
     wanted = type(known[name])
+    # What is None by default is a tuple of ints: layers, counts, depths. `rest` alone may be one word or several.
+    counted = known[name] is None
+    several = counted or (name == "rest" and len(parts) > 1)
+    value = parts if several else parts[0]
     value = float(value) if wanted is float and type(value) is int else value
-    fits = all(type(one) is int for one in parts) if counted else type(value) is wanted or isinstance(value, tuple)
+    fits = all(type(one) is (int if counted else wanted) for one in parts) if several else type(value) is wanted
+    fits = fits and (several or len(parts) == 1)
     if not fits:
         kind = "ints with slashes, such as 3/11/15" if counted else f"{wanted.__name__}, such as {known[name]}"
         raise SwiftVLMError(f"{method.name}:{name} is {kind}, got {text!r}")

@@ -22,9 +22,9 @@ from swiftvlm.evaluation.user import user_tasks
 from swiftvlm.inputs.checkpoint import load_checkpoint
 from swiftvlm.mini import load_mini, pool
 from swiftvlm.plans import Number
-from swiftvlm.profiles import LayerProfile, own_folder
+from swiftvlm.profiles import LayerProfile, own_folder, profile_for
 from swiftvlm.selection import Choice, curve, knee
-from swiftvlm.selection.choose import records, steps
+from swiftvlm.selection.choose import rated, records, steps
 from swiftvlm.selection.measure import Profile, Profiling, profile_of
 from swiftvlm.shape import ModelShape
 
@@ -57,14 +57,18 @@ def profile(
     loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
     shape = ModelShape.of(loaded)
     runner = Profiling(loaded, processor, batch, share)
-    about = header(loaded, wanted) | {"share": share, "data": str(data) if data else "embedded, training pool"}
-    journal = Journal(out, about, must=("share", "data"))
+    about = header(loaded, wanted, "profile") | {
+        "share": share,
+        "data": str(data) if data else "embedded, training pool",
+    }
+    journal = Journal(out, about, must=("kind", "share", "data"))
     _announce(wanted, runner, journal)
     with progress("answering", len(runner.cells()) * sum(len(task.samples) for task in wanted)) as tell:
         runner.run(wanted, runner.cells(), journal, tell)
-    found = profile_of(journal.rows, shape.layers)
+    asked = {sample.key for task in wanted for sample in task.samples}
+    found = profile_of([row for row in journal.rows if row["key"] in asked], shape.layers)
     # Whatever can be chosen from it, what was measured is kept.
-    journal.finish([found.__dict__])
+    journal.finish([describe(found, [rated(found.relative, ())])])
     chosen = _chosen(found, choose)
     facts = describe(found, chosen)
     journal.finish([facts])
@@ -125,7 +129,14 @@ def _or_none(values: tuple[Number, ...]) -> tuple[Choice, ...]:
 
 def _save(name: str, shape: ModelShape, found: Profile, chosen: list[Choice], birth: dict[str, Any]) -> Path:
     made = LayerProfile(Path(name).name, "measured", chosen[-1].layers, shape, found.relative, birth)
-    path = own_folder() / (re.sub(r"[^A-Za-z0-9.-]+", "-", made.name).lower() + ".json")
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", made.name).lower()
+    path = own_folder() / f"{stem}-{birth['model'][:8]}.json"
+    known = profile_for(shape)
+    if known is not None and known.source != "paper" and known.birth.get("model") != birth["model"]:
+        raise SelectionError(
+            f"{known.name} has measured layers for models of this shape; to save those of {made.name}, move its "
+            f"profile out of {own_folder()}"
+        )
     made.write(path)
     return path
 

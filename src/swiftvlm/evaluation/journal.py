@@ -14,36 +14,59 @@ Row = dict[str, Any]
 class Journal:
     """Rows of one result file. While it grows, new rows stand line by line in a file beside it (`.part`)."""
 
-    def __init__(self, path: Path, header: dict[str, Any], must: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], must: tuple[str, ...] = (), borrowed: bool = False) -> None:
         """Open a result file to go on with it; `header` says what it must have been measured with.
 
-        Model and tasks must be those of the file, and whatever else `must` names.
+        Model and tasks must be those of the file, and whatever else `must` names and the file knows. A `borrowed` file
+        may still be growing under somebody else: it is only read.
 
         Raises:
             SwiftVLMError: the file is no result file, or of another model, or of other questions.
         """
-        self.path, self.part = path, path.with_name(path.name + ".part")
+        self.path, self.part, self.borrowed = path, path.with_name(path.name + ".part"), borrowed
         self.header, self.must = {"format": FORMAT, **header}, ("format", "model", "tasks", *must)
+        self.cells: dict[str, str] = {}
         self.rows: list[Row] = self._finished() + self._unfinished()
         self.done = {(row["cell"], row["key"]) for row in self.rows}
 
     def _check(self, found: Any, where: Path) -> None:
+        if not isinstance(found, dict):
+            raise SwiftVLMError(f"{where} exists and is no result file; give another --out")
         for key in self.must:
-            mine, theirs = self.header.get(key), found.get(key) if isinstance(found, dict) else None
-            if mine != theirs:
+            mine, theirs = self.header.get(key), found.get(key)
+            # Files from before a key was written down are taken as they are.
+            if mine != theirs and (key in found or key in ("format", "model", "tasks")):
+                way = "it cannot be joined" if self.borrowed else "give another --out to keep it"
+                raise SwiftVLMError(f"{where} was measured with another {key} ({theirs!r}, now {mine!r}); {way}")
+        self._claim(found.get("cells", {}), where)
+
+    def _claim(self, cells: Any, where: Path) -> None:
+        for label, method in dict(cells).items():
+            if self.cells.setdefault(label, method) != method:
                 raise SwiftVLMError(
-                    f"{where} was measured with another {key} ({theirs!r}, now {mine!r}); give another --out to keep it"
+                    f"{where} has answers of {label} as {self.cells[label]}, and now it is {method}; give another --out"
                 )
+
+    def claim(self, cells: dict[str, str]) -> None:
+        """Note what each cell's name stands for.
+
+        Raises:
+            SwiftVLMError: the file has answers of something else under that name.
+        """
+        fresh = {label: method for label, method in cells.items() if label not in self.cells}
+        self._claim(cells, self.path)
+        if fresh and self.part.exists() and self.part.stat().st_size:
+            self._write([json.dumps({"cells": fresh})])
 
     def _finished(self) -> list[Row]:
         if not self.path.exists():
             return []
         try:
             data = json.loads(self.path.read_text())
-            rows = list(data["rows"])
+            rows, found = list(data["rows"]), data["header"]
         except (OSError, ValueError, KeyError, TypeError):
             raise SwiftVLMError(f"{self.path} exists and is no result file; give another --out") from None
-        self._check(data["header"], self.path)
+        self._check(found, self.path)
         return rows
 
     def _unfinished(self) -> list[Row]:
@@ -52,36 +75,49 @@ class Journal:
         whole = self.part.read_bytes()
         # A kill in the middle of a write leaves half a line; its batch is measured again.
         whole = whole[: whole.rfind(b"\n") + 1]
-        with self.part.open("r+b") as file:
-            file.truncate(len(whole))
+        if not self.borrowed:
+            with self.part.open("r+b") as file:
+                file.truncate(len(whole))
         lines = [json.loads(line) for line in whole.splitlines()]
         if lines:
             self._check(lines[0], self.part)
+        for line in lines[1:]:
+            if isinstance(line, dict):
+                self._claim(line["cells"], self.part)
         known = {(row["cell"], row["key"]) for row in self._finished()}
-        return [row for batch in lines[1:] for row in batch if (row["cell"], row["key"]) not in known]
+        batches = [line for line in lines[1:] if isinstance(line, list)]
+        return [row for batch in batches for row in batch if (row["cell"], row["key"]) not in known]
 
     def add(self, rows: list[Row]) -> None:
         """A batch's rows, on the disk when this returns."""
         fresh = not self.part.exists() or self.part.stat().st_size == 0
-        with self.part.open("a") as file:
-            if fresh:
-                file.write(json.dumps(self.header) + "\n")
-            # One line a batch: it is there whole or not at all.
-            file.write(json.dumps(rows) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        head = [json.dumps(self.header | {"cells": self.cells})] if fresh else []
+        # One line a batch: it is there whole or not at all.
+        self._write([*head, json.dumps(rows)])
         self.rows += rows
         self.done |= {(row["cell"], row["key"]) for row in rows}
 
+    def _write(self, lines: list[str]) -> None:
+        with self.part.open("a") as file:
+            file.write("".join(line + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
     def join(self, other: "Journal") -> None:
-        """Take over the rows of another file of the same model and questions that are not here yet."""
+        """Take over the rows of another file of the same model and questions that are not here yet.
+
+        Raises:
+            SwiftVLMError: a cell's name stands for another method there.
+        """
+        self.claim(other.cells)
         fresh = [row for row in other.rows if (row["cell"], row["key"]) not in self.done]
         if fresh:
             self.add(fresh)
 
     def finish(self, summary: list[Row]) -> None:
         """One JSON of header, summary and rows; the unfinished file goes."""
-        text = json.dumps({"header": self.header, "summary": summary, "rows": self.rows}, indent=None)
+        head = self.header | {"cells": self.cells}
+        text = json.dumps({"header": head, "summary": summary, "rows": self.rows})
         text = text.replace('{"task"', '\n {"task"')
         fresh = self.path.with_name(self.path.name + ".new")
         fresh.write_text(text + "\n")

@@ -22,7 +22,8 @@ from swiftvlm.inputs.prompts import build_prompt
 from swiftvlm.methods.base import Method
 from swiftvlm.shape import ModelShape
 
-LONGEST = 16  # tokens of an answer; a box has 10
+ROOM = 6  # tokens that an answer may have beyond the true one
+LEAST = 16  # that it may have at least
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Cell:
         except BudgetError as error:
             return str(error)
         return None
+
+    def described(self, shape: ModelShape) -> str:
+        """What the label stands for: the method's fields and, since some depend on the model, its depths."""
+        depths = [stage.after for stage in self.method.stages(shape)]
+        return f"{self.method!r} after {depths}" if self.label != ORACLE else ORACLE
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -68,7 +74,10 @@ class Evaluation:
         self.model, self.processor, self.batch = model, processor, batch
         processor.tokenizer.padding_side = "left"
         # Since transformers 5.20 encoded pictures can be handed to generate; before, every method encodes them anew.
-        self.shares_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        encoder: Any = model
+        # Pictures of several tiles need their sizes, too, and are encoded with their prompts.
+        tiled = "image_sizes" in inspect.signature(encoder.get_image_features).parameters
+        self.shares_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters and not tiled
 
     def run(self, tasks: Sequence[Task], cells: Sequence[Cell], journal: Journal, tell: Callable[[int], None]) -> None:
         """Answer whatever the journal lacks; `tell` gets the number of answers so far."""
@@ -117,6 +126,12 @@ class Evaluation:
             inputs["mm_encoder_outputs"] = {"image": encoded}
         return inputs
 
+    def longest(self, samples: Sequence[Sample]) -> int:
+        """Tokens that answers may have: tokenizers differ, and one that spells numbers out needs many for a box."""
+        true = [sample.answer or str([round(edge, 2) for edge in sample.box or ()]) for sample in samples]
+        encoded = self.processor.tokenizer(true, add_special_tokens=False)["input_ids"]
+        return max(LEAST, ROOM + max(map(len, encoded)))
+
     def method(self, cell: Cell, samples: Sequence[Sample], inputs: dict[str, Any]) -> Method:
         """What prunes these samples in a cell; the oracle's tokens differ from sample to sample."""
         return oracle(samples) if cell.label == ORACLE else cell.method
@@ -128,7 +143,7 @@ class Evaluation:
         model: Any = self.model
         began = time.perf_counter()
         with prune(self.model, method, budget=cell.budget) as trace:
-            output = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+            output = model.generate(**inputs, max_new_tokens=self.longest(samples), do_sample=False)
         seconds = time.perf_counter() - began
         run, new = trace.last, output[:, inputs["input_ids"].shape[1] :]
         answers = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -1,5 +1,6 @@
 """A user's own questions: a file with one JSON object a line."""
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -71,8 +72,10 @@ def _sample(line: str, path: Path, number: int) -> Sample | str:
     told = _answer(data)
     if isinstance(told, str):
         return told
-    task, answer = str(data.get("task", path.stem)), str(data.get("answer", ""))
-    key = f"{task}/{data.get('id', number)}"
+    task, answer = str(data.get("task", path.stem)), str(data.get("answer", "")).strip()
+    # Without an id, what is asked is its name: lines may move, and answers must not pass to another question.
+    asked = json.dumps([data["image"], data["question"], data.get("answer"), data.get("box")])
+    key = f"{task}/{data['id'] if 'id' in data else hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     return Sample(task, key, str(image), partial(open_image, str(image)), data["question"], answer, told[0])
 
 

@@ -22,7 +22,7 @@ class Feather(Method):
     what stands near it, the bottom of the image, and the grid keeps the rest from vanishing.
 
     - `after`: layers run before the two cuts; None: 8 and 16 of 32 as fractions of the depth.
-    - `stride`: the first cut always keeps every `stride`-th row and column of each tile.
+    - `stride`: the first cut keeps every `stride`-th row and column of each tile before anything else.
     - `counts`: tokens kept at each cut. The official code keeps the *union* of grid and best tokens, whose size differs
       from image to image; here the best tokens beside the grid fill the count, so that a budget is met exactly.
 

@@ -38,9 +38,7 @@ def _looked_at(model: LlavaForConditionalGeneration, first: int) -> list[Tensor]
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-def fit_projector(
-    model: LlavaForConditionalGeneration, steps: int, rate: float = 2e-3, first: int = 7 * 10**8
-) -> float:
+def fit_projector(model: LlavaForConditionalGeneration, steps: int, rate: float = 2e-3, first: int = FIRST) -> float:
     """Train the projector on codes, the tower as it is; returns the mean letter loss of the last hundred steps."""
     hidden, code, word, middle = _looked_at(model, first)
     projector = model.model.multi_modal_projector

@@ -24,7 +24,7 @@ SHIPPED = Path(__file__).parent
 class LayerProfile:
     """One file. `layers`: pruning layers from 1; `source`: "measured" or "paper"; `values`: x_1 ... x_L if known.
 
-    `birth`: what it was measured with (model fingerprint, commit, versions, seed, hardware, tasks, samples, command).
+    `birth`: what it was measured with (model fingerprint, versions, hardware, share, questions, command, commit).
     `fields`: values of other hyper-parameters that did best on this model, by method; nothing reads them unasked.
     """
 

@@ -64,9 +64,9 @@ def _change(run: Run, stage: int, after: int, whole: dict[int, Tensor], states: 
     anchors = torch.tensor([places[slot] for slot in run.anchors[stage][0].tolist()])
     groups = run.groups[stage][0]
     slots, groups = run.candidates[stage][0][groups >= 0], groups[groups >= 0]
-    merged = states.outputs[last][0, anchors] - states.inputs[after + 1][0, anchors]
-    members = whole[last][0, slots] - whole[after][0, slots]
-    return Change(after, last, merged.float(), members.float(), groups)
+    began, ended = (part[0].float().cpu() for part in (states.inputs[after + 1], states.outputs[last]))
+    before, behind = (whole[layer][0].float().cpu() for layer in (after, last))
+    return Change(after, last, ended[anchors] - began[anchors], behind[slots] - before[slots], groups)
 
 
 def _places(run: Run, stage: int, length: int) -> dict[int, int]:

@@ -99,9 +99,11 @@ def choose(profile: Sequence[Number], stages: int, runnable: bool = False) -> Ch
     best: dict[int, tuple[Number, tuple[int, ...]]] = {2: (0.0, ())}
     for stage in range(stages):
         gap = 2 if runnable and stage == 1 else 1
-        ways = {layer: _extended(profile, best, layer, gap) for layer in allowed}
+        # Nor can a lone first stage stand behind the last layer.
+        able = [layer for layer in allowed if not (runnable and stage == 0 and layer == len(profile))]
+        ways = {layer: _extended(profile, best, layer, gap) for layer in able}
         best = {layer: max(found, key=_rank) for layer, found in ways.items() if found}
-    ended = _extended(profile, best, len(profile), 0)
+    ended = _extended(profile, best, len(profile), 0) if best else []
     if not ended:
         raise SelectionError(
             f"of the layers {allowed}, no {stages} can run behind each other: the second stage acts before its layer, "
@@ -134,8 +136,11 @@ def curve(profile: Sequence[Number], most: int | None = None, runnable: bool = F
     """
     count = len(records(profile))
     if not count:
-        raise SelectionError(f"no layer from {FIRST} on is better than layer 2 ({profile[1]:.3f}): nothing to choose")
-    found = [choose(profile, 1)]
+        raise SelectionError(
+            f"no layer from {FIRST} on is better than layer 2 ({profile[1]:.3f}): nothing to choose; ask more "
+            "questions (--samples), or keep another --share"
+        )
+    found = [choose(profile, 1, runnable)]
     for stages in range(2, min(count, most or count) + 1):
         try:
             found.append(choose(profile, stages, runnable))

@@ -7,13 +7,13 @@ import torch
 
 from swiftvlm.engine import prune
 from swiftvlm.errors import BudgetError
-from swiftvlm.evaluation.run import LONGEST
 from swiftvlm.evaluation.scorers import score
 from swiftvlm.evaluation.tasks import Sample
 from swiftvlm.methods import find_method
 from swiftvlm.methods.base import Method
 from swiftvlm.mini.pool import VISUAL
 from swiftvlm.selection.explain import Asked, Explaining
+from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Run, Trace
 
 Story = dict[str, Any]
@@ -25,14 +25,13 @@ def tell_story(
     """The first question that the whole model and the last method answer, and all others lose at the same budget.
 
     Lost: the answer is wrong, and of the patches that show what was asked the last stage kept none; the last method
-    keeps one. Methods that cannot meet the budget are left out. None: there is no such question.
+    keeps one. None: there is no such question.
     """
-    able = {name: method for name, method in methods.items() if _can(runner, method, budget)}
     for sample in samples:
         one = runner.asked(sample)
         if not sample.target or not _say(runner, one, find_method("vanilla"), None)["right"]:
             continue
-        said = {name: _say(runner, one, method, budget) for name, method in able.items()}
+        said = {name: _say(runner, one, method, budget) for name, method in methods.items()}
         *others, last = said.values()
         if last["right"] and last["holds"] and not any(other["right"] or other["holds"] for other in others):
             told = {"key": sample.key, "question": sample.question, "answer": sample.answer, "budget": budget}
@@ -40,9 +39,10 @@ def tell_story(
     return None
 
 
-def _can(runner: Explaining, method: Method, budget: int | float) -> bool:
+def can(shape: ModelShape, method: Method, budget: int | float) -> bool:
+    """Whether a method can meet the budget on the embedded model's pictures."""
     try:
-        method.plan(runner.shape, VISUAL, 16, budget)
+        method.plan(shape, VISUAL, 16, budget)
     except BudgetError:
         return False
     return True
@@ -53,7 +53,7 @@ def _say(runner: Explaining, one: Asked, method: Method, budget: int | float | N
     """Words, whether they are right, whether the last stage kept a patch of what was asked, and the trace."""
     model: Any = runner.model
     with prune(runner.model, method, budget=budget) as trace:
-        output = model.generate(**one.inputs, max_new_tokens=LONGEST, do_sample=False)
+        output = model.generate(**one.inputs, max_new_tokens=runner.longest([one.sample]), do_sample=False)
     new = output[0, one.inputs["input_ids"].shape[1] :]
     words = runner.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     told = {"words": words, "right": bool(score(one.sample, words)), "holds": _holds(trace.last, one.sample)}

@@ -24,7 +24,7 @@ from swiftvlm.methods import SwiftVLM
 from swiftvlm.mini import load_mini, pool
 from swiftvlm.shape import ModelShape
 
-WIDE = 132
+WIDE = 140
 WITHOUT_BUDGET = (VANILLA, ORACLE)
 METHODS = "vanilla,random,uniform,fastv,swiftvlm"
 

@@ -77,7 +77,7 @@ def _plain(answer: Answer) -> dict[str, Any]:
 
 
 def _show(sample: Sample, answers: list[Answer], save: Path | None) -> None:
-    table = Table("method", "answer", "", "tokens a layer", "FLOPs", "KV cache", box=SIMPLE_HEAD)
+    table = Table("method", "answer", "", "tokens", "FLOPs", "KV cache", box=SIMPLE_HEAD)
     table.columns[1].no_wrap = True
     for answer in answers:
         run = answer.run

@@ -20,8 +20,8 @@ from swiftvlm.plans import Number
 class Sample:
     """One question. `image` names the picture (samples of several tasks share it); `box`: shares of its sides.
 
-    `shown`: the patches, row by row, that any thing or sign of the picture touches; `target`: those of the box or the
-    sign that is the answer, where there is one.
+    `shown`: the patches, row by row, that any thing or sign of the picture touches; `target`: the one under
+    the middle of the box, or of each sign, that is the answer.
     """
 
     task: str
@@ -79,8 +79,13 @@ def _sample(item: pool.Item, source: str) -> Sample:
         question.answer,
         shares,
         _touched([*(thing.box for thing in item.scene.things), *(sign.box for sign in item.scene.signs)]),
-        _touched([*([box] if box else []), *(sign.box for sign in item.scene.signs if sign.text == question.answer)]),
+        _middles([*([box] if box else []), *(sign.box for sign in item.scene.signs if sign.text == question.answer)]),
     )
+
+
+def _middles(boxes: Sequence[Box]) -> tuple[int, ...]:
+    """Indexes of the patches under the middles of these boxes."""
+    return tuple(sorted({int(y / PATCH) * GRID + int(x / PATCH) for x, y in (box.center for box in boxes)}))
 
 
 def _touched(boxes: Sequence[Box]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ def draw_cost(summary: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8.4, 0.3 * len(cells) + 1.0), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, 2, sharey=True), PARTS, strict=True):
         values = [_value(summary, cell, key) for cell in cells]
-        shades = [COLORS[_methods(cells).index(cell.split("@")[0]) % len(COLORS)] for cell in cells]
+        shades = [_color(cell, cells) for cell in cells]
         bars = axes.barh(range(len(cells)), values, color=shades)
         axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
         if "vanilla" in cells:
@@ -33,8 +33,10 @@ def draw_cost(summary: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _methods(cells: list[str]) -> list[str]:
-    return list(dict.fromkeys(cell.split("@")[0] for cell in cells))
+def _color(cell: str, cells: list[str]) -> str:
+    """That of the accuracy figure; vanilla is black."""
+    methods = list(dict.fromkeys(name.split("@")[0] for name in cells if name != "vanilla"))
+    return "black" if cell == "vanilla" else COLORS[methods.index(cell.split("@")[0]) % len(COLORS)]
 
 
 def _value(summary: list[dict[str, Any]], cell: str, key: str) -> float:

@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from swiftvlm.figures.accuracy import COLORS
 from swiftvlm.plans import Plan
 
+ROOM = 0.14  # share of the visual tokens from which a label fits into a band
+
 
 def draw_river(plans: Mapping[str, Plan]) -> Figure:
     """One panel a method: a band as wide as the visual tokens at a layer's input, merged ones shaded, left to right."""
@@ -20,7 +22,11 @@ def draw_river(plans: Mapping[str, Plan]) -> Figure:
         kept = [(n - m) / 2 for n, m in zip(total, merged, strict=True)]
         axes.fill_between(edges, kept, [-n for n in kept], step="post", color=color, alpha=0.8)
         for cut in plan.cuts:
-            axes.text(cut.after + 0.15, 0, str(cut.total), va="center", fontsize=8, color="white")
+            # A label that does not fit into its band stands above it.
+            inside = cut.total > ROOM * plan.visual
+            place = {"va": "center"} if inside else {"va": "bottom"}
+            y, ink = (0.0, "white") if inside else (cut.total / 2 + 4, "black")
+            axes.text(cut.after + 0.15, y, str(cut.total), fontsize=8, color=ink, **place)
         axes.set_title(f"{name}: {plan.average_tokens:.1f} of {plan.visual} on average", fontsize=9, loc="left")
         axes.set_yticks([])
         axes.set_xlim(0, plan.layers)

@@ -24,8 +24,8 @@ def tell_story(
 ) -> Story | None:
     """The first question that the whole model and the last method answer, and all others lose at the same budget.
 
-    Lost: the answer is wrong, and of the patches that show what was asked the last stage kept none; the last method
-    keeps one. None: there is no such question.
+    Lost: the answer is wrong, and the patch under the middle of what was asked is gone; the last method keeps it.
+    None: there is no such question.
     """
     for sample in samples:
         one = runner.asked(sample)

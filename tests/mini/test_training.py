@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import exp, log
 
 import pytest
 import torch
@@ -142,9 +143,15 @@ def test_the_letter_loss_by_hand():
     right = codes.encode(labels, 192)
     assert dense.letter_loss(right, word) < 0.3
     assert dense.letter_loss(0.1 * right, word) > 2
-    extra = right.clone()
-    extra[..., codes.WIDTH - 20] += 1.0  # an A in the last slot
-    assert dense.letter_loss(extra, word) > 1
+    one, none = torch.zeros(1, 1, codes.WIDTH), torch.tensor([[[2, 1, 1]]])  # the word A, in three slots
+    slots = one[..., codes.WIDTH - codes.WIDTHS["word"] :].view(1, 1, codes.SLOTS, -1)
+    letters = slots.shape[-1]
+    slots[..., 0, 0] = 1.0
+    full, empty = log(1 + exp(-4) + (letters - 1) * exp(-8)), log(1 + letters * exp(-4))
+    assert dense.letter_loss(one, none) == pytest.approx((full + 2 * empty) / 3)
+    slots[..., 2, 0] = 1.0  # one too many
+    wrong = log(1 + exp(4) + (letters - 1) * exp(-4))
+    assert dense.letter_loss(one, none) == pytest.approx((full + empty + wrong) / 3)
     # Patches that show no sign do not count.
     noisy = torch.where(sign, right, torch.randn_like(right))
     assert dense.letter_loss(noisy, word) == pytest.approx(float(dense.letter_loss(right, word)))

@@ -9,6 +9,7 @@ import transformers
 import typer
 from rich.console import Console
 
+from swiftvlm.cli.common import asked_tasks, check_out, open_model, samples_of
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
@@ -17,11 +18,10 @@ from swiftvlm.evaluation.oracle import ORACLE
 from swiftvlm.evaluation.run import Cell, Evaluation, fingerprint
 from swiftvlm.evaluation.summary import VANILLA, summarize
 from swiftvlm.evaluation.tables import table
-from swiftvlm.evaluation.tasks import Task, embedded_task
+from swiftvlm.evaluation.tasks import Task
 from swiftvlm.figures.accuracy import draw_accuracy
-from swiftvlm.inputs.checkpoint import load_checkpoint
 from swiftvlm.methods import SwiftVLM
-from swiftvlm.mini import load_mini, pool
+from swiftvlm.mini import pool
 from swiftvlm.shape import ModelShape
 
 WIDE = 140
@@ -58,10 +58,9 @@ def evaluate(
     """
     count = _limit(limit, quick)
     cells = _cells(methods, budgets, layers, seed)
-    wanted = [embedded_task(name.strip(), count, pool_name) for name in tasks.split(",")]
-    if not out.parent.is_dir():
-        raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
-    loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
+    wanted = asked_tasks(tasks, count, pool_name)
+    check_out(out)
+    loaded, processor = open_model(model, dtype, device)
     shape = ModelShape.of(loaded)
     floors = {cell.label: why for cell in cells if (why := cell.floor(shape, pool.VISUAL))}
     cells = [cell for cell in cells if cell.label not in floors]
@@ -69,10 +68,8 @@ def evaluate(
     journal = Journal(out, about, must=("kind", "pool"))
     journal.claim({cell.label: cell.described(shape) for cell in cells})
     for path in join or []:
-        if not path.is_file() and not path.with_name(path.name + ".part").is_file():
-            raise SwiftVLMError(f"--join {path}: there is no such file")
-        journal.join(Journal(path, about, must=("kind", "pool"), borrowed=True))
-    with progress("answering", len(cells) * sum(len(task.samples) for task in wanted)) as tell:
+        _join(journal, path)
+    with progress("answering", len(cells) * len(samples_of(wanted))) as tell:
         Evaluation(loaded, processor, batch).run(wanted, cells, journal, tell)
     summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
     journal.finish(summary)
@@ -81,6 +78,12 @@ def evaluate(
         print_json(summary)
     else:
         _show(summary, wanted, floors, out)
+
+
+def _join(journal: Journal, path: Path) -> None:
+    if not path.is_file() and not path.with_name(path.name + ".part").is_file():
+        raise SwiftVLMError(f"--join {path}: there is no such file")
+    journal.join(Journal(path, journal.header, journal.must, borrowed=True))
 
 
 def _show(summary: list[dict[str, Any]], tasks: list[Task], floors: dict[str, str], out: Path) -> None:

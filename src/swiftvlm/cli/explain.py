@@ -8,15 +8,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from swiftvlm.cli.common import asked_tasks, check_out, open_model, rows_of, samples_of
 from swiftvlm.cli.eval import header
 from swiftvlm.cli.parse import print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.tasks import Sample, embedded_task
-from swiftvlm.inputs.checkpoint import load_checkpoint
-from swiftvlm.methods import SwiftVLM
-from swiftvlm.mini import load_mini, pool
+from swiftvlm.evaluation.tasks import Sample
+from swiftvlm.methods import Method, SwiftVLM
+from swiftvlm.mini import pool
 from swiftvlm.selection.explain import SHARES, Explaining, projected, summary_of
 from swiftvlm.selection.story import Story, can, tell_story
 
@@ -42,31 +42,19 @@ def explain(
 
     Example: swiftvlm explain --tasks text --samples 20 --budget 128
     """
-    if not out.parent.is_dir():
-        raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
-    wanted = [embedded_task(name.strip(), samples) for name in tasks.split(",")]
-    limit, other = read_budget(budget), read_budget(story)
-    method = read_method("swiftvlm", layers=layers)
+    check_out(out)
+    wanted, method = asked_tasks(tasks, samples), _swiftvlm(layers)
+    limit, other = _budget("--budget", budget), _budget("--story", story)
     named = {name.strip(): read_method(name.strip()) for name in methods.split(",")}
-    if limit is None or other is None or not isinstance(method, SwiftVLM):
-        raise SwiftVLMError(f"give budgets, got --budget {budget!r} and --story {story!r}")
-    if method.layers is not None and len(method.layers) < 2:
-        raise SwiftVLMError(f"--layers {layers}: nothing waits with one stage; give two or more, such as 3,11")
-    loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
-    runner = Explaining(loaded, processor, method, limit)
-    named = {name: method if name == "swiftvlm" else one for name, one in named.items()}
-    able = {name: one for name, one in named.items() if can(runner.shape, one, other)}
-    if list(named)[-1] not in able or len(able) < 2:
-        raise SwiftVLMError(f"--story {other}: of {', '.join(named)} only {', '.join(able) or 'none'} can meet it")
+    runner = Explaining(*open_model(model, dtype, device), method, limit)
+    able = _able(named | ({"swiftvlm": method} if "swiftvlm" in named else {}), runner, other)
     depths = [stage.after for stage in method.stages(runner.shape)]
-    journal = Journal(
-        out, header(loaded, wanted, "explain") | {"budget": limit, "after": depths}, must=("kind", "budget", "after")
-    )
-    asked = [sample for task in wanted for sample in task.samples]
+    about = header(runner.model, wanted, "explain") | {"budget": limit, "after": depths}
+    journal = Journal(out, about, must=("kind", "budget", "after"))
+    asked = samples_of(wanted)
     with progress("explaining", len(asked)) as tell:
         runner.explain(asked, journal, tell)
-    keys = {sample.key for sample in asked}
-    facts = summary_of([row for row in journal.rows if row["key"] in keys], runner.shape.layers)
+    facts = summary_of(rows_of(journal, wanted), runner.shape.layers)
     facts["changes"] = _changes(runner, asked)
     facts["story"] = tell_story(runner, asked, able, other)
     journal.finish([facts])
@@ -74,6 +62,28 @@ def explain(
         print_json(facts)
     else:
         show(facts, out)
+
+
+def _swiftvlm(layers: str | None) -> SwiftVLM:
+    method = read_method("swiftvlm", layers=layers)
+    if not isinstance(method, SwiftVLM) or (method.layers is not None and len(method.layers) < 2):
+        raise SwiftVLMError(f"--layers {layers}: nothing waits with one stage; give two or more, such as 3,11")
+    return method
+
+
+def _budget(option: str, text: str) -> int | float:
+    limit = read_budget(text)
+    if limit is None:
+        raise SwiftVLMError(f"{option} is a number of tokens or a fraction, got {text!r}")
+    return limit
+
+
+def _able(named: dict[str, Method], runner: Explaining, budget: int | float) -> dict[str, Method]:
+    """The methods that can meet the story's budget; the last one, which keeps what others lose, must be able."""
+    able = {name: one for name, one in named.items() if can(runner.shape, one, budget)}
+    if list(named)[-1] not in able or len(able) < 2:
+        raise SwiftVLMError(f"--story {budget}: of {', '.join(named)} only {', '.join(able) or 'none'} can meet it")
+    return able
 
 
 def _changes(runner: Explaining, asked: list[Sample]) -> dict[str, Any]:

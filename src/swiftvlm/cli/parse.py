@@ -81,19 +81,25 @@ def _setting(part: str, method: Method) -> tuple[str, Any]:
     if name not in known or not text:
         told = f"its fields are {', '.join(known)}" if known else "it has no fields"
         raise SwiftVLMError(f"{method.name}:{part} is not FIELD=VALUE of {method.name}; {told}")
-    parts = tuple(_value(one) for one in text.split("/"))
-    wanted = type(known[name])
+    default = known[name]
     # What is None by default is a tuple of ints: layers, counts, depths. `rest` alone may be one word or several.
-    counted = known[name] is None
-    several = counted or (name == "rest" and len(parts) > 1)
-    value = parts if several else parts[0]
+    if default is None:
+        return name, _several(f"{method.name}:{name}", text, int, "ints with slashes, such as 3/11/15")
+    wanted = type(default)
+    if name == "rest" and "/" in text:
+        return name, _several(f"{method.name}:{name}", text, wanted, "words with slashes, such as drop/bypass")
+    value = _value(text)
     value = float(value) if wanted is float and type(value) is int else value
-    fits = all(type(one) is (int if counted else wanted) for one in parts) if several else type(value) is wanted
-    fits = fits and (several or len(parts) == 1)
-    if not fits:
-        kind = "ints with slashes, such as 3/11/15" if counted else f"{wanted.__name__}, such as {known[name]}"
-        raise SwiftVLMError(f"{method.name}:{name} is {kind}, got {text!r}")
+    if type(value) is not wanted or "/" in text:
+        raise SwiftVLMError(f"{method.name}:{name} is {wanted.__name__}, such as {default}, got {text!r}")
     return name, value
+
+
+def _several(where: str, text: str, wanted: type, kind: str) -> tuple[Any, ...]:
+    parts = tuple(_value(one) for one in text.split("/"))
+    if any(type(one) is not wanted for one in parts):
+        raise SwiftVLMError(f"{where} is {kind}, got {text!r}")
+    return parts
 
 
 def _value(text: str) -> bool | int | float | str:

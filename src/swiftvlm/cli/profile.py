@@ -12,15 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from swiftvlm.cli.common import asked_tasks, check_out, open_model, rows_of, samples_of
 from swiftvlm.cli.eval import header
 from swiftvlm.cli.parse import ASKED, print_json
 from swiftvlm.cli.report import progress
-from swiftvlm.errors import SelectionError, SwiftVLMError
+from swiftvlm.errors import SelectionError
 from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.tasks import Task, embedded_task
+from swiftvlm.evaluation.tasks import Task
 from swiftvlm.evaluation.user import user_tasks
-from swiftvlm.inputs.checkpoint import load_checkpoint
-from swiftvlm.mini import load_mini, pool
+from swiftvlm.mini import pool
 from swiftvlm.plans import Number
 from swiftvlm.profiles import LayerProfile, own_folder, profile_for
 from swiftvlm.selection import Choice, curve, knee
@@ -49,24 +49,19 @@ def profile(
 
     Example: swiftvlm profile --samples 20 --tasks ref,text --choose 3
     """
-    if not out.parent.is_dir():
-        raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}")
-    names = [name.strip() for name in tasks.split(",")]
-    wanted = user_tasks(data) if data else [embedded_task(name, samples, "train") for name in names]
+    check_out(out)
+    wanted = user_tasks(data) if data else asked_tasks(tasks, samples, "train")
     wanted = [task.shortened(samples) for task in wanted]
-    loaded, processor = load_mini() if model is None else load_checkpoint(model, dtype, device)
+    loaded, processor = open_model(model, dtype, device)
     shape = ModelShape.of(loaded)
     runner = Profiling(loaded, processor, batch, share)
-    about = header(loaded, wanted, "profile") | {
-        "share": share,
-        "data": str(data) if data else "embedded, training pool",
-    }
+    source = str(data) if data else "embedded, training pool"
+    about = header(loaded, wanted, "profile") | {"share": share, "data": source}
     journal = Journal(out, about, must=("kind", "share", "data"))
     _announce(wanted, runner, journal)
-    with progress("answering", len(runner.cells()) * sum(len(task.samples) for task in wanted)) as tell:
+    with progress("answering", len(runner.cells()) * len(samples_of(wanted))) as tell:
         runner.run(wanted, runner.cells(), journal, tell)
-    asked = {sample.key for task in wanted for sample in task.samples}
-    found = profile_of([row for row in journal.rows if row["key"] in asked], shape.layers)
+    found = profile_of(rows_of(journal, wanted), shape.layers)
     # Whatever can be chosen from it, what was measured is kept.
     journal.finish([describe(found, [rated(found.relative, ())])])
     chosen = _chosen(found, choose)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,16 @@ class Journal:
         lines = [json.loads(line) for line in whole.splitlines()]
         if lines:
             self._check(lines[0], self.part)
-        for line in lines[1:]:
+        known = {(row["cell"], row["key"]) for row in self._finished()}
+        return [row for row in self._batches(lines[1:]) if (row["cell"], row["key"]) not in known]
+
+    def _batches(self, lines: list[Any]) -> Iterator[Row]:
+        """Rows of the lines behind the header; what stands for a cell's name is noted on the way."""
+        for line in lines:
             if isinstance(line, dict):
                 self._claim(line["cells"], self.part)
-        known = {(row["cell"], row["key"]) for row in self._finished()}
-        batches = [line for line in lines[1:] if isinstance(line, list)]
-        return [row for batch in batches for row in batch if (row["cell"], row["key"]) not in known]
+            else:
+                yield from line
 
     def add(self, rows: list[Row]) -> None:
         """A batch's rows, on the disk when this returns."""

@@ -1,6 +1,6 @@
 """Figures as a terminal table: one line a method and budget, in the layout of the paper's Table 1."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -23,14 +23,19 @@ def table(summary: list[Record], tasks: list[Task], floors: dict[str, str]) -> T
         title="accuracy, % ± standard error; avg %: relative to vanilla", title_justify="left", box=SIMPLE_HEAD
     )
     shown.add_column("method", no_wrap=True)
-    for name in [name for side in sides for name in (*(task.name for task in side), "avg %")] + list(COSTS):
+    for name in [*_under(sides, lambda task: task.name, "avg %"), *COSTS]:
         shown.add_column(name, justify="right", no_wrap=True)
     for cell in dict.fromkeys([*(record["cell"] for record in summary), *floors]):
         mine = {record["task"]: record for record in summary if record["cell"] == cell}
         shown.add_row(cell, *_accuracies(cell, mine, sides), *_costs(list(mine.values())))
-    chances = [text for side in sides for text in (*(f"{100 * task.chance:.1f}" for task in side), "")]
-    shown.add_row("chance", *chances, *("" for _ in COSTS), style="dim")
+    chances = _under(sides, lambda task: f"{100 * task.chance:.1f}", "")
+    shown.add_row("chance", *chances, *[""] * len(COSTS), style="dim")
     return shown
+
+
+def _under(sides: list[list[Task]], say: Callable[[Task], str], last: str) -> list[str]:
+    """What is said of each task, and behind each side's tasks of their average."""
+    return [text for side in sides for text in (*map(say, side), last)]
 
 
 def _accuracies(cell: str, mine: dict[str, Record], sides: list[list[Task]]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,9 @@ def user_tasks(path: Path) -> list[Task]:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as refused:
         raise SwiftVLMError(f"{path}: cannot be read as text ({refused})") from None
-    samples: list[Sample] = []
-    wrong: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            found = _sample(line, path, number)
-            if isinstance(found, str):
-                wrong.append(f"{path}:{number}: {found}")
-            else:
-                samples.append(found)
-    keys = [sample.key for sample in samples]
-    wrong += [f"{path}: two lines have the id {key!r}" for key in dict.fromkeys(k for k in keys if keys.count(k) > 1)]
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise SwiftVLMError("; ".join(wrong[:SHOWN]) + more + f". Every line is one JSON object with {FIELDS}")
-    if not samples:
-        raise SwiftVLMError(f"{path} has no questions; every line is one JSON object with {FIELDS}")
+    read = [(number, _sample(line, path)) for number, line in enumerate(lines, 1) if line.strip()]
+    samples = [found for _, found in read if isinstance(found, Sample)]
+    _check(path, [f"{path}:{number}: {found}" for number, found in read if isinstance(found, str)], samples)
     grouped: dict[str, list[Sample]] = {}
     for sample in samples:
         grouped.setdefault(sample.task, []).append(sample)
@@ -52,7 +40,18 @@ def user_tasks(path: Path) -> list[Task]:
     ]
 
 
-def _sample(line: str, path: Path, number: int) -> Sample | str:
+def _check(path: Path, wrong: list[str], samples: list[Sample]) -> None:
+    """Raise `SwiftVLMError` for lines that are wrong, named twice, or missing altogether."""
+    counts = Counter(sample.key for sample in samples)
+    wrong = wrong + [f"{path}: two lines have the id {key!r}" for key, count in counts.items() if count > 1]
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise SwiftVLMError("; ".join(wrong[:SHOWN]) + more + f". Every line is one JSON object with {FIELDS}")
+    if not samples:
+        raise SwiftVLMError(f"{path} has no questions; every line is one JSON object with {FIELDS}")
+
+
+def _sample(line: str, path: Path) -> Sample | str:
     """The sample of a line, or what is wrong with it."""
     try:
         data = json.loads(line)
@@ -86,7 +85,10 @@ def _answer(data: dict[str, Any]) -> tuple[tuple[float, float, float, float] | N
     if "answer" in data:
         fine = isinstance(data["answer"], str) and data["answer"].strip()
         return (None,) if fine else f"answer must be a text, got {data['answer']!r}"
-    box = data["box"]
+    return _box(data["box"])
+
+
+def _box(box: Any) -> tuple[tuple[float, float, float, float] | None] | str:
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         return f"box must be four numbers, got {box!r}"
     x1, y1, x2, y2 = (float(value) for value in box)

@@ -89,7 +89,7 @@ class Method(ABC):
         """
         if not self.merged_share and len(counts) == stages:
             counts = tuple(part for kept in counts for part in (kept, 0))[:-1]
-        wrong = [count for count in counts if isinstance(count, bool) or not isinstance(count, int) or count < 0]
+        wrong = [count for count in counts if not _is_count(count)]
         if len(counts) != 2 * stages - 1 or wrong or 0 in counts[::2]:
             raise BudgetError(
                 f"{self.name} has {stages} stages here, counts = (k1, Z1, ..., k{stages}) are {2 * stages - 1} ints: "
@@ -97,6 +97,10 @@ class Method(ABC):
             )
         padded = (*counts, 0)
         return list(zip(padded[::2], padded[1::2], strict=True))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def at_depth(layers: tuple[int, ...], depth: int, published: int = 32) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def fit_projector(model: LlavaForConditionalGeneration, steps: int, rate: float 
     hidden, code, word, middle = _looked_at(model, first)
     projector = model.model.multi_modal_projector
     optimizer = torch.optim.AdamW(projector.parameters(), lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=max(0.1, 2 / steps))
     sides = [there.nonzero()[:, 0] for there in (word[:, 0] > 0, middle & (word[:, 0] == 0), ~middle)]
     last: list[float] = []
     for _ in range(steps):

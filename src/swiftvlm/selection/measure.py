@@ -150,23 +150,8 @@ def profile_of(rows: Sequence[Row], layers: int) -> Profile:
     Raises:
         SelectionError: vanilla never answers any task, or a layer has no answers.
     """
-    found: dict[str, dict[str, tuple[Number, Number]]] = {}
-    ordered = sorted(rows, key=lambda row: (row["task"], row["cell"]))
-    for (task, cell), part in groupby(ordered, key=lambda row: (row["task"], row["cell"])):
-        found.setdefault(task, {})[cell] = mean([row["score"] for row in part])
     labels = [f"layer {i}" for i in range(1, layers + 1)]
-    for task, cells in found.items():
-        missing = [label for label in (VANILLA, *labels) if label not in cells]
-        if missing:
-            raise SelectionError(f"task {task} has no answers of {', '.join(missing[:3])}: measure it first")
-    tasks: dict[str, dict[str, Any]] = {
-        task: {
-            "vanilla": cells[VANILLA][0],
-            "accuracy": [cells[label][0] for label in labels],
-            "error": [cells[label][1] for label in labels],
-        }
-        for task, cells in found.items()
-    }
+    tasks = {task: _record(task, cells, labels) for task, cells in _accuracies(rows).items()}
     used = [record for record in tasks.values() if record["vanilla"] > 0]
     if not used:
         raise SelectionError(f"the model answers nothing in {', '.join(tasks) or 'no task'}, even unpruned")
@@ -176,6 +161,26 @@ def profile_of(rows: Sequence[Row], layers: int) -> Profile:
     spread = [_mean([one[i] for one in stretched]) for i in range(layers)]
     left_out = tuple(task for task, record in tasks.items() if record["vanilla"] == 0)
     return Profile(tuple(relative), tuple(errors), tuple(spread), tasks, left_out)
+
+
+Accuracies = dict[str, tuple[Number, Number]]  # of each cell, with its error
+
+
+def _accuracies(rows: Sequence[Row]) -> dict[str, Accuracies]:
+    """Of each task."""
+    found: dict[str, Accuracies] = {}
+    ordered = sorted(rows, key=lambda row: (row["task"], row["cell"]))
+    for (task, cell), part in groupby(ordered, key=lambda row: (row["task"], row["cell"])):
+        found.setdefault(task, {})[cell] = mean([row["score"] for row in part])
+    return found
+
+
+def _record(task: str, cells: Accuracies, labels: list[str]) -> dict[str, Any]:
+    missing = [label for label in (VANILLA, *labels) if label not in cells]
+    if missing:
+        raise SelectionError(f"task {task} has no answers of {', '.join(missing[:3])}: measure it first")
+    accuracy, error = zip(*(cells[label] for label in labels), strict=True)
+    return {"vanilla": cells[VANILLA][0], "accuracy": list(accuracy), "error": list(error)}
 
 
 def _mean(values: Sequence[Number]) -> Number:

@@ -1,0 +1,42 @@
+"""What the measuring commands share: the model, the questions, the result file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
+
+from swiftvlm.errors import SwiftVLMError
+from swiftvlm.evaluation.journal import Journal, Row
+from swiftvlm.evaluation.tasks import Sample, Task, embedded_task
+from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.mini import load_mini
+
+
+def check_out(out: Path) -> None:
+    """Raise `SwiftVLMError` if there is no folder for a result file."""
+    if not out.parent.is_dir():
+        raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}; make it, or give another --out")
+
+
+def open_model(
+    name: str | None, dtype: str, device: str
+) -> tuple[PreTrainedModel | LlavaForConditionalGeneration, LlavaProcessor | Any]:
+    """The embedded model, or a checkpoint by folder or hub id, with its processor."""
+    return load_mini() if name is None else load_checkpoint(name, dtype, device)
+
+
+def asked_tasks(names: str, count: int, source: str = "test") -> list[Task]:
+    """The embedded model's tasks by name, with commas."""
+    return [embedded_task(name.strip(), count, source) for name in names.split(",")]
+
+
+def samples_of(tasks: Sequence[Task]) -> list[Sample]:
+    """All questions of some tasks."""
+    return [sample for task in tasks for sample in task.samples]
+
+
+def rows_of(journal: Journal, tasks: Sequence[Task]) -> list[Row]:
+    """The answers to these questions; a file may hold others, of an earlier command."""
+    keys = {sample.key for sample in samples_of(tasks)}
+    return [row for row in journal.rows if row["key"] in keys]

@@ -17,7 +17,8 @@ from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.fastv import FastV
 from swiftvlm.methods.feather import Feather
 from swiftvlm.methods.pdrop import PDrop
-from tests.reference.slow_field import slow_dart, slow_feather, slow_pdrop
+from swiftvlm.methods.sparsevlm import SparseVLM, SparseVLMPlus
+from tests.reference.slow_field import slow_dart, slow_feather, slow_pdrop, slow_sparsevlm
 from tests.reference.slow_methods import SlowResult, embed_row, slow_fastv, slow_swiftvlm
 from tests.support import IMAGE, LAYERS, Row, batch_of, features_of, make_row, tiny
 
@@ -211,3 +212,33 @@ def test_dart_equals_the_slow_reference(case: Case, after: int, keep: int, pivot
     """DART: kept tokens and logits, whatever comes out uneven."""
     method = Dart(after=after, counts=(keep,), pivots=pivots)
     check(case, method, lambda *inputs: slow_dart(*inputs, after=after, keep=keep, pivots=pivots), ties=False)
+
+
+@given(case=CASES, after=DEPTHS, counts=st.lists(st.integers(1, 14), min_size=3, max_size=3, unique=True).map(sorted))
+@EXAMPLES
+def test_sparsevlm_equals_the_slow_reference(case: Case, after: list[int], counts: list[int]) -> None:
+    """SparseVLM: raters, density peaks, merged tokens behind the kept ones; kept, anchors, groups and logits."""
+    depths, kept = tuple(after), tuple(counts[::-1][: len(after)])
+
+    def slow(model: Any, embeds: Tensor, visual: Tensor, length: int) -> SlowResult:
+        there, made = int(visual[: length - 1].sum()), []
+        for keep in kept:
+            left = int(0.3 * (there - keep)) + 1  # recycled
+            made.append((keep, int(left / 10) + 1))
+            there = keep + made[-1][1]
+        return slow_sparsevlm(model, embeds, visual, length, after=depths, counts=tuple(made))
+
+    check(case, SparseVLM(after=depths, counts=kept), slow)
+
+
+@given(case=CASES, after=DEPTHS, counts=st.lists(st.integers(1, 14), min_size=3, max_size=3, unique=True).map(sorted))
+@EXAMPLES
+def test_sparsevlm_plus_equals_the_slow_reference(case: Case, after: list[int], counts: list[int]) -> None:
+    """SparseVLM+: raters only."""
+    depths, kept = tuple(after), tuple(counts[::-1][: len(after)])
+    wanted = tuple((count, 0) for count in kept)
+
+    def slow(model: Any, embeds: Tensor, visual: Tensor, length: int) -> SlowResult:
+        return slow_sparsevlm(model, embeds, visual, length, after=depths, counts=wanted, version="plus")
+
+    check(case, SparseVLMPlus(after=depths, counts=kept), slow)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from swiftvlm.errors import BudgetError
 from swiftvlm.plans import Cut, Number, Plan
@@ -79,12 +80,7 @@ def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number) -> t
     """
     least, most = reachable(slots, layers, visual)
     if average < least - 1e-9 or (not slots and average < most - 1e-9):
-        # Rounded up: a user who asks for the printed figure must not be refused again.
-        nearest = math.ceil(10 * least) / 10
-        raise BudgetError(
-            f"a budget of {average:g} visual tokens on average cannot be reached: stages after layers "
-            f"{[slot.after for slot in slots]} of {layers} leave between {nearest} and {most:.1f} of {visual} tokens"
-        )
+        refuse(slots, layers, visual, average, least)
     # Bisection to the last bit of a double: the average grows with the ratio, whatever the depths.
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -96,6 +92,16 @@ def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number) -> t
         max(math.floor(visual * ratio ** (j + 1) + 1e-6), min(slot.least, visual)) for j, slot in enumerate(slots)
     ]
     return _shrink(slots, layers, visual, average, totals)
+
+
+def refuse(slots: Sequence[Slot], layers: int, visual: int, average: Number, least: float) -> NoReturn:
+    """Raise `BudgetError`: an average that these stages cannot reach, with the range they can."""
+    # Rounded up: a user who asks for the printed figure must not be refused again.
+    nearest = math.ceil(10 * least) / 10
+    raise BudgetError(
+        f"a budget of {average:g} visual tokens on average cannot be reached: stages after layers "
+        f"{[slot.after for slot in slots]} of {layers} leave between {nearest} and {visual:.1f} of {visual} tokens"
+    )
 
 
 def _average(slots: Sequence[Slot], layers: int, visual: int, ratio: float) -> float:

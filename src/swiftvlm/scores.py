@@ -9,6 +9,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from swiftvlm.tokens import places
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt as layer 0 got it: embeddings, and as in `View`, but by slot."""
+
+    hidden: Float[Tensor, "batch prompt dim"]
+    present: Bool[Tensor, "batch prompt"]
+    candidates: Bool[Tensor, "batch prompt"]
+    query: Int[Tensor, " batch"]
+
 
 @dataclass(frozen=True)
 class View:
@@ -21,7 +33,8 @@ class View:
     Worked out only when called: `attention_logits(queries, rope)`, float32 q.k / sqrt(d) rows of the probed layer for
     the tokens at `queries`, (batch, heads, queries, tokens); `keys()`, that layer's keys, turned by positions from 0,
     (batch, kv_heads, tokens, head_dim); `final()`, the states behind the model's last norm; `cells()`, image, tile,
-    grid row and grid column of every token, (batch, tokens, 4), -1 where it has none.
+    grid row and grid column of every token, (batch, tokens, 4), -1 where it has none; `start()`, the prompt before any
+    layer.
     """
 
     hidden: Float[Tensor, "batch tokens dim"]
@@ -35,6 +48,7 @@ class View:
     keys: Callable[[], Tensor]
     final: Callable[[], Tensor]
     cells: Callable[[], Tensor]
+    start: Callable[[], Started]
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,49 @@ class TextAttention:
         weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
         # A text-only row of a mixed batch has no visual key, and the softmax of nothing is NaN.
         return torch.nan_to_num(weights).mean(1)
+
+
+@dataclass(frozen=True)
+class Raters:
+    """Mean attention from the text tokens that the image is about: SparseVLM's raters.
+
+    Chosen once, on the language model's input embeddings: every visual token spreads a share of 1 over the text behind
+    the image (softmax of dot products), and raters get more than the average text token; all, where all get the same.
+    """
+
+    probe: Literal["previous", "next"] = "previous"
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """Attention probability of each token, mean over heads and raters."""
+        return self.table(view).sum(1) / self.chosen(view).sum(1, keepdim=True).clamp(min=1)
+
+    def table(self, view: View) -> Float[Tensor, "batch raters tokens"]:
+        """Every rater's head-mean attention; rows of zeros behind a row's last rater."""
+        queries, real = places(self.chosen(view), int(self.chosen(view).sum(1).max()))
+        logits = view.attention_logits(queries, True)
+        causal = torch.arange(view.slot.shape[1], device=view.slot.device) <= queries[..., None]
+        keys = view.present[:, None] & causal & real[..., None]
+        weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
+        return torch.nan_to_num(weights).mean(1)
+
+    def chosen(self, view: View) -> Bool[Tensor, "batch tokens"]:
+        """Which tokens of the view rate. Text is never dropped, so the choice is the same at every stage."""
+        start = view.start()
+        whole = torch.stack([_raters(start, row) for row in range(len(start.query))]).to(view.slot.device)
+        return whole.gather(1, view.slot.clamp(min=0)) & (view.slot >= 0)
+
+
+def _raters(start: Started, row: int) -> Bool[Tensor, " prompt"]:
+    """Of one row, by slot."""
+    visual, chosen = start.candidates[row].nonzero()[:, 0], torch.zeros_like(start.present[row])
+    if len(visual):
+        slots = torch.arange(len(chosen), device=visual.device)
+        text = (start.present[row] & (slots > visual[-1]) & (slots <= start.query[row])).nonzero()[:, 0]
+        states = start.hidden[row].float()
+        shares = torch.softmax(states[visual] @ states[text].T, dim=-1).mean(0)
+        more = shares > shares.mean()
+        chosen[text[more] if bool(more.any()) else text] = True
+    return chosen
 
 
 @dataclass(frozen=True)

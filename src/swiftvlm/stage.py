@@ -27,6 +27,22 @@ class Measure(Protocol):
         """One count a row, at least 1 where the row has candidates and never more than its plan's count."""
 
 
+@runtime_checkable
+class Reduction(Protocol):
+    """What a method does before the language model, tile by tile; `swiftvlm.tower` has what it sees and returns."""
+
+    @property
+    def positions(self) -> Positions:
+        """As in `Stage`."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether tokens stand where their patches stood; else they are fed as returned, tile after tile."""
+
+    def reduce(self, seen: Any, kept: int, merged: int) -> Any:
+        """At most `kept` tokens and `merged` merged ones behind them, for a tile of at least as many patches."""
+
+
 @dataclass(frozen=True)
 class Drop:
     """Unselected tokens are gone for good."""
@@ -37,15 +53,18 @@ class Merge:
     """Unselected tokens are grouped by cosine similarity (eq. 10) and each group's mean (eq. 11) goes on.
 
     `anchors`: "strided" spreads the group centres evenly over the unselected tokens, "top" takes the best scored of
-    them; `refine`: further k-means steps; `position`: the merged token turns with its anchor's position, or with the
+    them, "peaks" those of locally highest density, whose groups form by distance instead of cosine (SparseVLM);
+    `recycled`: the best scored share of the unselected that is merged at all, rounded down, plus one (1: all of them);
+    `refine`: further k-means steps; `position`: the merged token turns with its anchor's position, or with the
     mean of its members'; `place`: it sits in its anchor's slot, or all merged tokens sit "behind" the kept ones, in
     the last of the slots that stay visual (SparseVLM). It competes again at the next stage.
     """
 
-    anchors: Literal["strided", "top"] = "strided"
+    anchors: Literal["strided", "top", "peaks"] = "strided"
     refine: int = 0
     position: Literal["anchor", "mean"] = "anchor"
     place: Literal["anchor", "behind"] = "anchor"
+    recycled: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,47 @@ def group(
     return groups
 
 
+def peaks(
+    states: Float[Tensor, "batch tokens dim"], low: Bool[Tensor, "batch tokens"], count: Int[Tensor, " batch"]
+) -> tuple[Bool[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+    """Density-peak clusters of the low tokens: `count[row]` centres, and everyone's group, -1 for tokens not low.
+
+    Density is exp(-mean squared distance to the `count` nearest, oneself among them); a centre has a high product of
+    density and distance to the nearest denser token. Everyone else joins the nearest centre. (SparseVLM's clustering
+    without its random addend; of equally dense tokens the lower index counts as the denser one.)
+    """
+    index, real = places(low, int(low.sum(1).max()))
+    members = rows(states.float(), index)
+    # Not by matrix products: they round distances of near neighbours, and equal tokens would differ.
+    gap = torch.cdist(members, members, compute_mode="donot_use_mm_for_euclid_dist") / states.shape[-1] ** 0.5
+    both = real[:, :, None] & real[:, None, :]
+    density = _density(gap.masked_fill(~both, torch.inf), count)
+    rank = density.masked_fill(~real, -1.0).sort(dim=1, descending=True, stable=True).indices.argsort(1)
+    denser = both & (rank[:, None, :] < rank[:, :, None])
+    delta = gap.masked_fill(~denser, torch.inf).amin(2)
+    widest = gap.masked_fill(~both, 0.0).amax((1, 2))[:, None]
+    centres = keep_top(density * torch.where(delta.isinf(), widest, delta), real, count)
+    nearest = gap.masked_fill(~centres[:, None, :], torch.inf).argmin(2)
+    joined = torch.where(centres, torch.arange(gap.shape[1], device=gap.device), nearest)
+    groups = (centres.cumsum(1) - 1).gather(1, joined)
+    slot = index.masked_fill(~real, low.shape[1])
+    return _put(centres & real, slot, low.shape[1], False), _put(groups, slot, low.shape[1], -1)
+
+
+def _density(gap: Float[Tensor, "batch low low"], count: Int[Tensor, " batch"]) -> Float[Tensor, "batch low"]:
+    """From distances (inf: not there) to the `count[row]` nearest of each."""
+    nearest = gap.square().sort(dim=2).values
+    counted = (torch.arange(gap.shape[2], device=gap.device) < count[:, None])[:, None, :] & ~nearest.isinf()
+    total = nearest.masked_fill(~counted, 0.0).sum(2)
+    return torch.exp(-total / counted.sum(2).clamp(min=1))
+
+
+def _put(values: Tensor, slot: Int[Tensor, "batch low"], tokens: int, empty: int | bool) -> Tensor:
+    """Values back at their tokens; slots past the end stand for none."""
+    whole = torch.full((len(values), tokens + 1), empty, dtype=values.dtype, device=values.device)
+    return whole.scatter_(1, slot, values)[:, :tokens]
+
+
 def places(
     mask: Bool[Tensor, "batch tokens"], most: int
 ) -> tuple[Int[Tensor, "batch groups"], Bool[Tensor, "batch groups"]]:

@@ -16,6 +16,7 @@ from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
 from swiftvlm.methods.feather import Feather
 from swiftvlm.methods.pdrop import PDrop
+from swiftvlm.methods.sparsevlm import SparseVLM, SparseVLMPlus
 from swiftvlm.methods.vanilla import Vanilla
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage
@@ -31,6 +32,8 @@ METHODS: dict[str, Method] = {
     "pdrop": PDrop(after=(2, 4, 5), counts=(6, 4, 2)),
     "feather": Feather(after=(2, 4), counts=(6, 3), stride=2),
     "dart": Dart(after=2, counts=(9,), pivots=2),
+    "sparsevlm": SparseVLM(after=(2, 4), counts=(6, 3)),
+    "sparsevlm+": SparseVLMPlus(after=(2, 4), counts=(6, 3)),
     "swiftvlm": SwiftVLM(**SWIFT),
     "merge": SwiftVLM(**SWIFT, rest="merge"),
     "drop": SwiftVLM(**SWIFT, rest="drop"),

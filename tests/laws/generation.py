@@ -35,6 +35,7 @@ def replay_of(model: nn.Module, method: Method, run: Run, index: int, offset: in
         return tuple((stage[index] - offset,) for stage in stages)
 
     choices = {name: own(getattr(run, name)) for name in ("kept", "anchors", "candidates")}
+    choices["groups"] = tuple((stage[index],) for stage in run.groups)
     row = replace(run, visual=run.visual[index : index + 1], **choices)
     return Replay(row, method.stages(swiftvlm.ModelShape.of(model)))
 

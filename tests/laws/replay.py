@@ -15,7 +15,7 @@ from swiftvlm.trace import Run
 
 @dataclass(frozen=True)
 class Chosen:
-    """Per row: 1 for the slots that were kept, 1/2 for anchors (the best of the rest), 0 for other candidates.
+    """Per row: 1 for kept slots, 1/2 for anchors (the best of the rest), 1/4 for other grouped tokens, 0 for dropped.
 
     A token that was no candidate scores 1: the last prompt token, where it is visual and text has come behind it.
     """
@@ -23,6 +23,7 @@ class Chosen:
     kept: tuple[Tensor, ...]
     anchors: tuple[Tensor, ...]
     candidates: tuple[Tensor, ...]
+    groups: tuple[Tensor, ...]
     probe: None = None
 
     def rate(self, view: Any) -> Tensor:
@@ -30,7 +31,8 @@ class Chosen:
         rated = torch.zeros(view.slot.shape)
         for row, slots in enumerate(view.slot):
             kept = torch.isin(slots, self.kept[row]) | ~torch.isin(slots, self.candidates[row])
-            rated[row] = kept.float() + torch.isin(slots, self.anchors[row]).float() / 2
+            grouped = torch.isin(slots, self.candidates[row][self.groups[row] >= 0])
+            rated[row] = kept.float() + (grouped.float() + torch.isin(slots, self.anchors[row]).float()) / 4
         return rated
 
 
@@ -49,7 +51,7 @@ class Replay(Method):
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """The run's stages; where none ran (nothing to cut), none is due."""
         run = self.run
-        choices = zip(self.original, run.kept, run.anchors, run.candidates, strict=bool(run.kept))
+        choices = zip(self.original, run.kept, run.anchors, run.candidates, run.groups, strict=bool(run.kept))
         return tuple(replace(stage, score=Chosen(*choice), measure=None) for stage, *choice in choices)
 
     def plan(self, shape: ModelShape, visual: int, text: Number, budget: Any = None, preset: str | None = None) -> Plan:

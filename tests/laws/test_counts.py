@@ -12,6 +12,7 @@ from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
 from swiftvlm.methods.feather import Feather
 from swiftvlm.methods.pdrop import PDrop
+from swiftvlm.methods.sparsevlm import SparseVLM, SparseVLMPlus
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage
 from tests.laws.cases import (
@@ -42,6 +43,8 @@ BY_BUDGET: dict[str, Method] = {
     "pdrop": PDrop(after=(2, 3, 5)),
     "feather": Feather(after=(2, 4)),
     "dart": Dart(),
+    "sparsevlm": SparseVLM(after=(2, 4)),
+    "sparsevlm+": SparseVLMPlus(after=(2, 4)),
     "swiftvlm": SWIFT,
     "merge": replace(SWIFT, rest="merge"),
     "drop": replace(SWIFT, rest="drop"),

@@ -132,7 +132,12 @@ def check_gather_is_mask(setting: Setting, method: Any, batch: dict[str, Tensor]
             torch.testing.assert_close(there, full[row, slots], atol=CLOSE, rtol=CLOSE)
 
 
-@crossed(PRUNING, SETTINGS)
+# SparseVLM's merged tokens change places, which a full-length run with a slot a token cannot show; that its cuts are
+# right is what its own reference says, which has full-size masks too.
+STAYING = {name: method for name, method in PRUNING.items() if name != "sparsevlm"}
+
+
+@crossed(STAYING, SETTINGS)
 def test_cutting_equals_hiding(method, setting):
     """Padded batches with one, two and no image; SDPA against the eager full-length run, too."""
     check_gather_is_mask(setting, method, mixed_batch(setting, seed=10))

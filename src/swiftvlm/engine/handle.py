@@ -13,12 +13,20 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from swiftvlm.budget import Budget
+from swiftvlm.engine.before import shorten
 from swiftvlm.engine.cache import check_cache, check_text_config, kv_bytes, past_length
-from swiftvlm.engine.guards import check_continuation, check_prompt, check_request, check_unknown_cache
+from swiftvlm.engine.guards import (
+    check_continuation,
+    check_later_turn,
+    check_prompt,
+    check_request,
+    check_unknown_cache,
+)
 from swiftvlm.engine.prefill import Prefill
 from swiftvlm.engine.prompt import Prompt
 from swiftvlm.engine.record import recorder
 from swiftvlm.engine.selfcheck import check_itself
+from swiftvlm.engine.watch import TowerWatch
 from swiftvlm.errors import FamilyError, SwiftVLMError
 from swiftvlm.families import find_family
 from swiftvlm.methods import find_method
@@ -55,6 +63,8 @@ class Handle:
         if outside:
             raise SwiftVLMError(f"record_states names layers 1 to {self.shape.layers}, got {outside}")
         self.budget, self.preset, self.record_states = budget, preset, record_states
+        reduces = self.method.reduction is not None
+        self.watch = TowerWatch(self.family, self.model) if reduces else None
         self.trace = Trace()
         self._hooks: list[RemovableHandle] = []
         self._request: Inputs = {}
@@ -87,6 +97,7 @@ class Handle:
             if index + 1 in self.record_states:
                 self._hooks.append(layer.register_forward_hook(self._recording(index + 1)))
         self._hooks.append(self.decoder.register_forward_hook(self._on_decoded))
+        self._hooks += self.watch.attach() if self.watch is not None else ()
         return self
 
     def detach(self) -> None:
@@ -95,6 +106,8 @@ class Handle:
             self._hooks.pop().remove()
         self._current, self._cache, self._request = None, None, {}
         self._slices.clear()
+        if self.watch is not None:
+            self.watch.forget()
 
     def keeping_all(self, method: Method) -> "Handle":
         """A handle on the same model that runs `method` at a budget of everything, for the self-check."""
@@ -131,7 +144,7 @@ class Handle:
         """Seam (a), inside: ids and image inputs of this forward."""
         self._request |= _arguments(core, args, kwargs)
 
-    def _on_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
+    def _on_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
         """Seam (b): decide what this forward is, a prompt to prune, tokens behind one, or none of our business."""
         # Taken once: a decoder called again on its own must not find the last prompt's request.
         request, self._request = self._request, {}
@@ -142,14 +155,17 @@ class Handle:
         embeds = kwargs.get("inputs_embeds")
         # The language model is used on its own: there can be no image in it.
         if embeds is None or not request:
-            return
+            return None
         past = past_length(cache)
         self._columns = past + embeds.shape[1]
         if past == 0:
             self._prefilling = True
-            self._current = self._begin(request, kwargs, embeds)
-        else:
-            self._continue(cache, request.get("input_ids"), embeds.shape[1])
+            self._current, kwargs = self._begin(request, kwargs, embeds)
+            self._columns = kwargs["inputs_embeds"].shape[1]
+            return args, kwargs
+        self._continue(cache, request.get("input_ids"), embeds.shape[1])
+        before = None if self._current is None else self._current.before
+        return None if before is None else (args, before.to(embeds.device).later({"past_key_values": cache, **kwargs}))
 
     def _continue(self, cache: Any, ids: Any, new_tokens: int) -> None:
         # One new token cannot be an image, and asking the device at every step would make decoding wait for it.
@@ -158,23 +174,31 @@ class Handle:
         prefill = self._known.get(cache)
         if prefill is None or has_visual:
             check_unknown_cache(cache, has_visual)
-        elif prefill.segments:
+        elif prefill.segments or prefill.before is not None:
+            check_later_turn(prefill.before is not None, new_tokens)
             check_continuation(cache, prefill.length, prefill.decoded, new_tokens)
             prefill.decoded = True
             self._current = prefill
 
-    def _begin(self, request: Inputs, given: Inputs, embeds: Tensor) -> Prefill:
+    def _begin(self, request: Inputs, given: Inputs, embeds: Tensor) -> tuple[Prefill, Inputs]:
+        """The prefill of a prompt, and the decoder's arguments, which a cut before layer 0 changes."""
         ids = check_prompt(request)
-        prompt = Prompt.read(ids, given.get("attention_mask"), self.family.visual(self.model, ids), embeds)
+        visual = self.family.visual(self.model, ids)
+        prompt = Prompt.read(ids, given.get("attention_mask"), visual, embeds)
         counted = zip(prompt.visual, prompt.text, strict=True)
         plans = tuple(self.method.plan(self.shape, seen, text, self.budget, self.preset) for seen, text in counted)
+        cells = [self.family.cells(self.model, row[mask]) for row, mask in zip(embeds, visual, strict=True)]
         # All rows within the budget: no stage runs at all, which makes the no-op exact (law 9).
-        due = self.stages if any(plan.cuts for plan in plans) else ()
-        if due:
-            check_request(request)
-        features = (row[mask] for row, mask in zip(embeds, self.family.visual(self.model, ids), strict=True))
-        cells = [self.family.cells(self.model, row) for row in features]
-        return Prefill(self.family, self.decoder, due, prompt, plans, given.get("position_ids") if due else None, cells)
+        if not any(plan.cuts for plan in plans):
+            return Prefill(self.family, self.decoder, (), prompt, plans, None, cells), given
+        check_request(request)
+        position, reduction = given.get("position_ids"), self.method.reduction
+        if self.watch is None or reduction is None:
+            return Prefill(self.family, self.decoder, self.stages, prompt, plans, position, cells), given
+        before, prompt, plans, cells, changed = shorten(self.watch, reduction, prompt, plans, cells, embeds, position)
+        position = changed["position_ids"]
+        prefill = Prefill(self.family, self.decoder, self.stages, prompt, plans, position, cells, before)
+        return prefill, {**given, **changed}
 
     def on_layer(self, index: int, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
         """Seam (c): before a decoder layer, cut the states if a stage is due and hand the layer its slices."""
@@ -194,7 +218,7 @@ class Handle:
         return (hidden, *rest), kwargs
 
     def _register(self, prefill: Prefill, cache: Any) -> None:
-        if prefill.stages:
+        if prefill.stages or prefill.before is not None:
             check_cache(cache)
         self._cache = cache
         if cache is not None:
@@ -204,7 +228,8 @@ class Handle:
         """What differs in this layer's arguments; worked out once for each segment, device and forward."""
         segment = prefill.segment(index)
         if segment is None:
-            return {}
+            # Gapped position ids would switch FlashAttention to packed sequences; RoPE travels in the embeddings.
+            return {} if prefill.before is None else {"position_ids": None}
         # 32 layers share a handful of segments, and `device_map` a handful of devices.
         key = (segment.start, hidden.device)
         if key not in self._slices:

@@ -18,7 +18,7 @@ from swiftvlm.engine.segment import Segment
 from swiftvlm.errors import UnsupportedError
 from swiftvlm.families.base import Family
 from swiftvlm.plans import Plan
-from swiftvlm.scores import View
+from swiftvlm.scores import Started, View
 from swiftvlm.stage import Bypass, Merge, Stage
 
 Inputs = dict[str, Any]
@@ -77,17 +77,23 @@ class Prefill:
         plans: tuple[Plan, ...],
         position: Tensor | None = None,
         cells: Sequence[Tensor | None] = (),
+        before: Any = None,
     ) -> None:
+        """`before`: the cut before layer 0 (`swiftvlm.engine.before`) that made `prompt`, if there was one."""
         self.family, self.decoder, self.prompt, self.plans, self.cells = family, decoder, prompt, plans, cells
+        self.before = before
         self.layers = family.layers(decoder)
         # Whether something has been generated behind the prompt.
         self.decoded = False
-        self.stages = {stage.after: (i, stage) for i, stage in enumerate(stages)}
-        self.choices: list[Choice] = []
+        # Numbers count the plan's cuts, the one before layer 0 among them.
+        first = 0 if before is None else 1
+        self.stages = {stage.after: (i, stage) for i, stage in enumerate(stages, first)}
+        self.choices: list[Choice] = [] if before is None else [before.choice]
         self.segments: list[Segment] = []
         self.start = self.layout = prompt.layout(position)
         self.aside: Aside | None = None
         self.probed: Probe | None = None
+        self.embedded: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -100,7 +106,7 @@ class Prefill:
 
     def forget(self) -> None:
         """Let go of every hidden state; what decoding and the trace need stays."""
-        self.aside = self.probed = None
+        self.aside = self.probed = self.embedded = None
 
     def spans(self, length: int) -> list[tuple[int, int]]:
         """(cached tokens of a row, fillers included; number of layers) from the first layer to the last."""
@@ -124,6 +130,8 @@ class Prefill:
         self, index: int, hidden: Float[Tensor, "batch tokens dim"], inputs: Inputs, flat: bool
     ) -> Float[Tensor, "batch kept dim"]:
         """Apply the stage due before layer `index` (if one is) to the states; `flat`: masks have two dimensions."""
+        if index == 0:
+            self.embedded = hidden
         if index not in self.stages:
             return hidden
         number, stage = self.stages[index]
@@ -181,7 +189,14 @@ class Prefill:
             keys=lambda: self._own_keys(probe(), layout).to(hidden.device),
             final=lambda: self.family.final_norm(self.decoder)(hidden),
             cells=lambda: self._cells(layout),
+            start=self._started,
         )
+
+    def _started(self) -> Started:
+        """What layer 0 was given."""
+        if self.embedded is None:
+            raise RuntimeError("a stage asks for the prompt's embeddings, but layer 0 has not run")
+        return Started(self.embedded, self.start.present, self.start.candidates, self.start.query)
 
     def _cells(self, layout: Layout) -> Int[Tensor, "batch tokens 4"]:
         """Image, tile, row and column of every token. Raises `UnsupportedError` where the family cannot say."""
@@ -237,9 +252,7 @@ class Prefill:
         anchors, groups = torch.zeros_like(low), torch.full_like(layout.slot, -1)
         if isinstance(stage.rest, Merge) and any(merge):
             count = torch.tensor(merge, device=hidden.device)
-            strided = stage.rest.anchors == "strided"
-            anchors = tokens.strided(low, count) if strided else tokens.keep_top(scores, low, count)
-            groups = tokens.group(hidden, low, anchors, max(merge), stage.rest.refine)
+            anchors, groups = _grouped(stage.rest, hidden, low, scores, count, max(merge))
         return Choice(layout, kept, anchors, groups, tokens.means(hidden, groups, max(merge)))
 
     def _apply(self, number: int, stage: Stage, choice: Choice, hidden: Tensor, flat: bool) -> Tensor:
@@ -268,3 +281,15 @@ class Prefill:
         mean = tokens.means(layout.position[..., None], choice.groups, choice.means.shape[1])
         moved = torch.where(choice.anchors, tokens.unmerge(mean, choice.groups)[..., 0], layout.position)
         return replace(layout, position=moved, moved=True)
+
+
+def _grouped(
+    rest: Merge, hidden: Tensor, low: Tensor, scores: Tensor, count: Int[Tensor, " batch"], most: int
+) -> tuple[Bool[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+    """Anchors among the unselected tokens, and the group of each; `most`: the largest of the rows' counts."""
+    if rest.recycled < 1.0:
+        low = tokens.keep_top(scores, low, (rest.recycled * low.sum(1).double()).long() + 1)
+    if rest.anchors == "peaks":
+        return tokens.peaks(hidden, low, count)
+    anchors = tokens.strided(low, count) if rest.anchors == "strided" else tokens.keep_top(scores, low, count)
+    return anchors, tokens.group(hidden, low, anchors, most, rest.refine)

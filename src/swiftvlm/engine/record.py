@@ -18,24 +18,26 @@ def recorder(
 
     `cache_bytes`: of the whole cache after the prefill. `states`: layer -> (batch, tokens, dim), as recorded.
     """
-    choices, plans, prompt, cells = prefill.choices, prefill.plans, prefill.prompt, prefill.cells
-    depths = tuple(sorted(prefill.stages))
-    batch, length = prompt.input_ids.shape
-    cached = sum(size * layers for size, layers in prefill.spans(length))
+    choices, plans, prompt, before = prefill.choices, prefill.plans, prefill.prompt, prefill.before
+    depths = tuple(sorted(prefill.stages)) if before is None else (0, *sorted(prefill.stages))
+    batch, short = prompt.input_ids.shape
+    length = short if before is None else before.length
+    cached = sum(size * layers for size, layers in prefill.spans(short))
     # Bytes of one token in one layer, from the cache itself: right for any type and number of key heads.
     held = cache_bytes // max(batch * cached, 1)
+    origin, cells = (None, prefill.cells) if before is None else (before.origin, prefill.before.cells)
 
     def build() -> Run:
         whole = [Plan(plan.layers, plan.visual, plan.text) for plan in plans]
         return Run(
             method=method,
-            visual=prompt.visual,
+            visual=tuple(plan.visual for plan in plans),
             text=prompt.text,
             per_row=tuple(plan.tokens_per_layer for plan in plans),
             after=depths,
-            kept=_chosen(choices, "kept"),
-            anchors=_chosen(choices, "anchors"),
-            candidates=_chosen(choices, "candidates"),
+            kept=_chosen(choices, "kept", origin),
+            anchors=_chosen(choices, "anchors", origin),
+            candidates=_chosen(choices, "candidates", origin),
             groups=_groups(choices),
             cells=() if any(row is None for row in cells) else tuple(row for row in cells if row is not None),
             kv_bytes=cache_bytes,
@@ -49,13 +51,16 @@ def recorder(
     return build
 
 
-def _chosen(choices: list[Choice], which: str) -> Stages:
-    """Slots of the marked tokens: [stage][row]."""
+def _chosen(choices: list[Choice], which: str, origin: Tensor | None) -> Stages:
+    """Slots of the marked tokens: [stage][row]; `origin`: whom each token behind a cut before layer 0 stands for."""
     done = []
-    for choice in choices:
-        mask = choice.layout.candidates if which == "candidates" else choice.__dict__[which]
-        slots, mask = choice.layout.slot.cpu(), mask.cpu()
-        done.append(tuple(slots[row][mask[row]] for row in range(len(slots))))
+    for number, choice in enumerate(choices):
+        mask = (choice.layout.candidates if which == "candidates" else choice.__dict__[which]).cpu()
+        slots = [own[there] for own, there in zip(choice.layout.slot.cpu(), mask, strict=True)]
+        if origin is not None and number:
+            slots = [whole[own] for whole, own in zip(origin.cpu(), slots, strict=True)]
+        # Fed in another order than their patches'; but groups name candidates by place.
+        done.append(tuple(own if which == "candidates" else own.sort().values for own in slots))
     return tuple(done)
 
 

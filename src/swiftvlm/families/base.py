@@ -79,6 +79,39 @@ class Family:
         """(rows, columns) of an image's tiles beside its thumbnail; None for a family with one view an image."""
         return None
 
+    def tower_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """The vision tower's layers in order. Raises `FamilyError` where the family does not know them."""
+        raise FamilyError(
+            f"{self.name} models cannot be pruned before the language model: what their vision tower looks at is not "
+            "known here; choose a method that acts inside the language model"
+        )
+
+    def tower_side(self, model: PreTrainedModel) -> int:
+        """Patches along an edge of a tile."""
+        vision: Any = model.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+    def projector(self, model: PreTrainedModel) -> nn.Module:
+        """What turns the tower's features into visual tokens."""
+        return self.core(model).get_submodule("multi_modal_projector")
+
+    def feature_depth(self, model: PreTrainedModel) -> int:
+        """How many layers of the tower have run where features are taken. Raises `FamilyError` for several depths."""
+        config: Any = model.config
+        depth = config.vision_feature_layer
+        if not isinstance(depth, int):
+            raise FamilyError(f"features of several depths ({depth}) cannot be pruned before the language model")
+        return depth if depth >= 0 else len(self.tower_layers(model)) + 1 + depth
+
+    def tower_heads(
+        self, layer: nn.Module, which: str, hidden: Float[Tensor, "tiles tokens dim"]
+    ) -> Float[Tensor, "tiles heads tokens head_dim"]:
+        """Query ("q") or key ("k") vectors of a tower's layer for its (unnormalised) input states, not scaled."""
+        attention: Any = layer.get_submodule("self_attn")
+        projected = attention.get_submodule(f"{which}_proj")(layer.get_submodule("layer_norm1")(hidden))
+        heads: Tensor = projected.view(*hidden.shape[:2], -1, attention.head_dim).transpose(1, 2)
+        return heads
+
     def queries(
         self, layer: nn.Module, hidden: Float[Tensor, "batch chosen dim"], rotary: Rotary | None
     ) -> Float[Tensor, "batch heads chosen head_dim"]:
@@ -119,6 +152,13 @@ class Family:
         """cos and sin, each (batch, tokens, head_dim), at any positions, fractional ones included."""
         cos, sin = decoder.get_submodule("rotary_emb")(hidden, position_ids=positions)
         return cos, sin
+
+
+def clip_layers(tower: nn.Module) -> Sequence[nn.Module]:
+    """The layers of a CLIP tower, which owns its encoder, or (before transformers 5.20) a model that does."""
+    owners = [tower, *tower.children()]
+    encoder = next(owner.get_submodule("encoder") for owner in owners if "encoder" in dict(owner.named_children()))
+    return list(encoder.get_submodule("layers").children())
 
 
 def grid_cells(image: int, tile: int, rows: int, columns: int) -> Int[Tensor, "cells 4"]:

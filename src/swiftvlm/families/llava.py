@@ -1,14 +1,15 @@
 """LLaVA-1.5: one square grid of patches an image, placed at the `<image>` placeholders."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swiftvlm.families.base import Family, grid_cells
+from swiftvlm.families.base import Family, clip_layers, grid_cells
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,10 @@ class Llava(Family):
 
     name: str = "llava"
     model_types: tuple[str, ...] = ("llava",)
+
+    def tower_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """CLIP's."""
+        return clip_layers(self.core(model).get_submodule("vision_tower"))
 
     def cells(self, model: PreTrainedModel, features: Float[Tensor, "visual dim"]) -> Int[Tensor, "visual 4"] | None:
         """Every token has a cell of its image's grid; there is one tile. None for no whole number of images."""

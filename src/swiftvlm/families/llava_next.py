@@ -1,16 +1,16 @@
 """LLaVA-NeXT: a thumbnail, then anyres tiles stitched, unpadded and ended row by row with a newline feature."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from swiftvlm.families.base import Family, grid_cells
+from swiftvlm.families.base import Family, clip_layers, grid_cells
 
 NO_CELL = -1
 
@@ -29,6 +29,10 @@ class LlavaNext(Family):
         grid: Any = get_anyres_image_grid_shape  # transformers leaves it untyped
         rows, columns = grid(size, config.image_grid_pinpoints, config.vision_config.image_size)
         return int(rows), int(columns)
+
+    def tower_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """CLIP's."""
+        return clip_layers(self.core(model).get_submodule("vision_tower"))
 
     def cells(self, model: PreTrainedModel, features: Float[Tensor, "visual dim"]) -> Int[Tensor, "visual 4"] | None:
         """Tile 0 is the thumbnail, tiles 1.. the anyres tiles in raster order, cells local to the tile.

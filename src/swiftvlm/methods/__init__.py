@@ -8,17 +8,41 @@ from swiftvlm.budget import Budget
 from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.methods.base import Method as Method
 from swiftvlm.methods.dart import Dart
+from swiftvlm.methods.divprune import DivPrune
 from swiftvlm.methods.fastv import FastV, UniformTokens
 from swiftvlm.methods.fastv import RandomTokens as RandomTokens
 from swiftvlm.methods.feather import Feather as Feather
+from swiftvlm.methods.hiprune import HiPrune
 from swiftvlm.methods.pdrop import PDrop as PDrop
+from swiftvlm.methods.sparsevlm import SparseVLM as SparseVLM
+from swiftvlm.methods.sparsevlm import SparseVLMPlus
 from swiftvlm.methods.swiftvlm import SwiftVLM as SwiftVLM
 from swiftvlm.methods.vanilla import Vanilla
+from swiftvlm.methods.visionzip import VisionZip
+from swiftvlm.methods.vispruner import VisPruner
 from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
-    {cls.name: cls for cls in (Vanilla, RandomTokens, UniformTokens, FastV, PDrop, Feather, Dart, SwiftVLM)}
+    {
+        cls.name: cls
+        for cls in (
+            Vanilla,
+            RandomTokens,
+            UniformTokens,
+            FastV,
+            PDrop,
+            SparseVLM,
+            SparseVLMPlus,
+            Feather,
+            Dart,
+            VisionZip,
+            VisPruner,
+            DivPrune,
+            HiPrune,
+            SwiftVLM,
+        )
+    }
 )
 
 

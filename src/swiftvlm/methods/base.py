@@ -10,7 +10,7 @@ from swiftvlm.budget import Budget, Slot, pick_preset, scale, solve, target_aver
 from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.plans import Cut, Number, Plan
 from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Bypass, Drop, Stage
+from swiftvlm.stage import Bypass, Drop, Reduction, Stage
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Method(ABC):
     counts: tuple[int, ...] | None = None
     merged_share: float = 0.0
 
+    @property
+    def reduction(self) -> Reduction | None:
+        """What happens before the language model, if anything; the plan's first cut then acts after 0 layers."""
+        return None
+
     @abstractmethod
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """The method's stages for a model of this shape, in order of depth. Raises `MethodError` if they do not fit."""
@@ -53,11 +58,11 @@ class Method(ABC):
 
         Raises `BudgetError` for a budget that cannot be met, or when two of them are given.
         """
-        slots = slots_of(check_stages(self, self.stages(shape), shape), self.merged_share)
+        slots = slots_of(check_stages(self, self.stages(shape), shape), self.merged_share, self.reduction is not None)
         if sum(given is not None for given in (self.counts, budget, preset)) > 1:
             raise BudgetError(f"give one of counts, budget and preset, got {self.counts}, {budget!r} and {preset!r}")
         if self.counts is not None:
-            self.split(self.counts, len(slots))
+            self.split(self.counts, slots)
         if preset is not None:
             pick_preset(self.presets, preset, self.name)
         if budget is not None:
@@ -69,7 +74,7 @@ class Method(ABC):
         self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
     ) -> tuple[Cut, ...]:
         if self.counts is not None:
-            return scale(self.split(self.counts, len(slots)), slots, visual, visual)
+            return scale(self.split(self.counts, slots), slots, visual, visual)
         name = next(iter(self.presets), None) if budget is None and preset is None else preset
         if name is not None:
             table = self.presets[name]
@@ -82,20 +87,22 @@ class Method(ABC):
         average = None if budget is None else target_average(budget, visual)
         return () if average is None else solve(slots, shape.layers, visual, average)
 
-    def split(self, counts: tuple[int, ...], stages: int) -> list[tuple[int, int]]:
+    def split(self, counts: tuple[int, ...], slots: Sequence[Slot]) -> list[tuple[int, int]]:
         """Read the flat `counts` (k1, Z1, k2, Z2, ..., k_last) as (kept, merged) pairs. Raises `BudgetError`.
 
-        Where a method merges nothing, (k1, k2, ..., k_last) says it all.
+        Where a method merges nothing, (k1, k2, ..., k_last) says it all; where the last stage merges, Z_last ends it.
         """
+        stages, ends = len(slots), bool(slots and self.merged_share and slots[-1].merges)
         if not self.merged_share and len(counts) == stages:
             counts = tuple(part for kept in counts for part in (kept, 0))[:-1]
+        due = 2 * stages if ends else 2 * stages - 1
         wrong = [count for count in counts if not _is_count(count)]
-        if len(counts) != 2 * stages - 1 or wrong or 0 in counts[::2]:
+        if len(counts) != due or wrong or 0 in counts[::2]:
             raise BudgetError(
-                f"{self.name} has {stages} stages here, counts = (k1, Z1, ..., k{stages}) are {2 * stages - 1} ints: "
-                f"every k at least 1 and every Z at least 0; got {counts}"
+                f"{self.name} has {stages} stages here, counts = (k1, Z1, ..., {'Z' if ends else 'k'}{stages}) are "
+                f"{due} ints: every k at least 1 and every Z at least 0; got {counts}"
             )
-        padded = (*counts, 0)
+        padded = counts if ends else (*counts, 0)
         return list(zip(padded[::2], padded[1::2], strict=True))
 
 
@@ -111,10 +118,11 @@ def at_depth(layers: tuple[int, ...], depth: int, published: int = 32) -> tuple[
     return tuple(found)
 
 
-def slots_of(stages: Sequence[Stage], merged_share: float) -> tuple[Slot, ...]:
-    """What a schedule has to fill in for these stages."""
+def slots_of(stages: Sequence[Stage], merged_share: float, reduces: bool = False) -> tuple[Slot, ...]:
+    """What a schedule has to fill in for these stages, behind a reduction before them if there is one."""
     before = (None, *stages)
-    return tuple(
+    first = (Slot(0, True, merged_share),) if reduces else ()
+    return first + tuple(
         Slot(
             stage.after,
             not isinstance(stage.rest, Drop),

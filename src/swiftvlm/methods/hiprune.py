@@ -1,0 +1,66 @@
+"""HiPrune: anchors of a middle layer of the tower with their neighbours, and a deep layer's favourites."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from swiftvlm.errors import MethodError
+from swiftvlm.methods.base import Method
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.tower import Reduced, Seen, best_of, chosen, others, top
+
+OBJECT_LAYER = 8  # of CLIP-L's 24, from 0
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Anchors, buffers and registers of one tile."""
+
+    alpha: float
+    positions: Positions
+    ordered: bool = True
+
+    def reduce(self, seen: Seen, kept: int, merged: int) -> Reduced:
+        """Anchors and their neighbours by the middle layer, filled up by the layer that made the features."""
+        total = len(seen.patch)
+        middle, deep = seen.from_all(seen.scaled(OBJECT_LAYER)), seen.from_all(seen.last)
+        anchors = top(middle, round(min(kept, total) * self.alpha / 5))
+        # As in the official code, which clamps, a row's ends are neighbours of the next row's.
+        raster = seen.patch[anchors][:, None] + torch.tensor([-1, 1, -seen.side, seen.side], device=anchors.device)
+        near = torch.isin(seen.patch, raster.clamp(0, seen.side**2 - 1)).nonzero()[:, 0]
+        near = near[~torch.isin(near, anchors)]
+        index = torch.cat([anchors, best_of(middle, near, kept - len(anchors))])
+        return chosen(seen, torch.cat([index, best_of(deep, others(index, total), kept - len(index))]))
+
+
+@dataclass(frozen=True)
+class HiPrune(Method):
+    """HiPrune (arXiv:2508.00553): `alpha` / 5 of the tokens are anchors of a middle layer of the tower.
+
+    Follows the official code: scores are the attention that a patch receives, mean over heads and all tokens; anchors
+    by layer 9 of 24 (its place in another tower by fraction), then their four neighbours, then the best of the layer
+    that made the features. Raster order, numbered afresh.
+    """
+
+    name: ClassVar[str] = "hiprune"
+    summary: ClassVar[str] = "before the model: anchors, their neighbours, a deep layer's favourites"
+    paper: ClassVar[str] = "arXiv:2508.00553"
+
+    counts: tuple[int, ...] | None = None
+    alpha: float = 0.1
+    positions: Positions = "renumbered"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise MethodError(f"alpha is the share of anchors with their four neighbours, in [0, 1], got {self.alpha}")
+
+    @property
+    def reduction(self) -> Reduction:
+        """Every tile on its own."""
+        return Hierarchy(self.alpha, self.positions)
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """None inside the model."""
+        return ()

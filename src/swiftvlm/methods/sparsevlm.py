@@ -1,0 +1,140 @@
+"""SparseVLM: the text tokens that the image is about rate it, and the best of what they drop is merged."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+
+from swiftvlm.budget import Budget, Slot, refuse, target_average
+from swiftvlm.errors import MethodError
+from swiftvlm.methods.base import Method, Preset, at_depth
+from swiftvlm.plans import Cut, Plan
+from swiftvlm.scores import Raters
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Drop, Measure, Merge, Positions, Stage
+
+AFTER = (3, 7, 16)  # the outputs of layers[2], [6] and [15]
+FIRST_AFTER = (3, 7, 16, 20)  # of the first release
+Version = Literal["1.5", "plus", "first"]
+
+
+@dataclass(frozen=True)
+class RankOfAttention:
+    """The first release's count: the rank of the raters' attention to the visual tokens, scaled (int(rank * s + b))."""
+
+    scale: float
+    bias: float
+
+    def __call__(self, view: Any, scores: Any) -> Sequence[int]:
+        """One count a row, at least 1."""
+        table = Raters().table(view)
+        ranks = [
+            int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)
+        ]
+        return [max(int(rank * self.scale + self.bias), 1) for rank in ranks]
+
+
+@dataclass(frozen=True)
+class SparseVLM(Method):
+    """SparseVLM (Zhang et al., ICML 2025, arXiv:2410.04417): text raters score, dropped tokens are recycled.
+
+    Follows the official v1.5: behind each of three layers the score is that layer's own attention map, mean over heads
+    and over the text raters' rows. The best `int(0.3 D) + 1` of the D dropped tokens are clustered by density peaks
+    on the layer's output, into `int(n / 10) + 1` plain means, placed behind the kept visual tokens; positions are
+    numbered afresh. Its random addend in the clustering is left out.
+
+    - `after`: layers run before each cut; None: 3, 7, 16 of 32 as fractions of the depth.
+    - `counts`: tokens kept at each cut, before recycling. A budget counts the merged tokens, too.
+    - `version`: "1.5"; "plus" (v2: no recycling, original positions; its gravity matrix and its choice of 14 heads
+      are left out); "first" (the first release: four cuts, each no larger than `scale` x the rank of the raters'
+      attention + `bias`, without recycling; the planned counts are bounds).
+
+    The official tables count a layer by its *output*, so that a published "192" computes 206.5 tokens a layer: preset
+    "192" is that table, `budget=192` keeps the promise of 192.
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+    summary: ClassVar[str] = "rated by the text it is about; dropped tokens recycled"
+    paper: ClassVar[str] = "arXiv:2410.04417"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "192": Preset(AFTER, ((300, 9), (200, 4), (110, 3))),
+        "128": Preset(AFTER, ((303, 9), (110, 7), (36, 3))),
+        "96": Preset(AFTER, ((238, 11), (48, 7), (26, 1))),
+        "64": Preset(AFTER, ((66, 16), (30, 2), (17, 1))),
+    }
+
+    after: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    version: Version = "1.5"
+    scale: float = 13.5
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.version not in get_args(Version):
+            raise MethodError(f"version is one of {get_args(Version)}, got {self.version!r}")
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """One stage a cut."""
+        first, recycles = self.version == "first", self.version == "1.5"
+        depths = self.after or at_depth(FIRST_AFTER if first else AFTER, shape.layers)
+        rest = Merge(anchors="peaks", place="behind", recycled=0.3) if recycles else Drop()
+        measure: Measure | None = RankOfAttention(self.scale, self.bias) if first else None
+        positions: Positions = "original" if self.version == "plus" else "renumbered"
+        return tuple(Stage(after, Raters(), rest, positions, measure) for after in depths)
+
+    def _cuts(
+        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
+    ) -> tuple[Cut, ...]:
+        cuts = super()._cuts
+        if self.version != "1.5":
+            return cuts(slots, shape, visual, budget, preset)
+        average = None if budget is None else target_average(budget, visual)
+        if budget is not None:
+            return () if average is None else _solved(slots, shape.layers, visual, average)
+        return _recycled(slots, [cut.kept for cut in cuts(slots, shape, visual, None, preset)], visual)
+
+
+@dataclass(frozen=True)
+class SparseVLMPlus(SparseVLM):
+    """SparseVLM+ (the official v2): `SparseVLM` with `version="plus"` and its own published counts."""
+
+    name: ClassVar[str] = "sparsevlm+"
+    summary: ClassVar[str] = "rated by the text it is about; nothing merged"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "192": Preset(AFTER, ((300, 0), (200, 0), (118, 0))),
+        "128": Preset(AFTER, ((238, 0), (108, 0), (60, 0))),
+        "96": Preset(AFTER, ((246, 0), (54, 0), (28, 0))),
+        "64": Preset(AFTER, ((66, 0), (34, 0), (20, 0))),
+    }
+
+    version: Version = "plus"
+
+
+def _recycled(slots: Sequence[Slot], kept: Sequence[int], visual: int) -> tuple[Cut, ...]:
+    """Cuts that keep so many each, with the merged tokens that the dropped ones make."""
+    cuts: list[Cut] = []
+    for slot, wanted in zip(slots, kept, strict=True):
+        available = cuts[-1].total if cuts else visual
+        count = min(wanted, available)
+        dropped = available - count
+        cuts.append(Cut(slot.after, count, int((int(0.3 * dropped) + 1) / 10) + 1 if dropped else 0))
+    return tuple(cuts)
+
+
+def _solved(slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
+    """Geometric kept counts, as many as the average allows with the merged tokens that come with them."""
+
+    def cuts(ratio: float) -> tuple[Cut, ...]:
+        return _recycled(slots, [max(int(visual * ratio ** (j + 1) + 1e-6), 1) for j in range(len(slots))], visual)
+
+    def fits(ratio: float) -> bool:
+        return Plan(layers, visual, 0, cuts(ratio)).average_tokens <= average + 1e-9
+
+    if not fits(0.0):
+        refuse(slots, layers, visual, average, Plan(layers, visual, 0, cuts(0.0)).average_tokens)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return cuts(1.0 if fits(1.0) else low)

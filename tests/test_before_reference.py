@@ -10,8 +10,13 @@ import swiftvlm
 from swiftvlm.methods.base import Method
 from swiftvlm.methods.divprune import DivPrune
 from swiftvlm.methods.hiprune import HiPrune
+from swiftvlm.methods.holov import HoloV
+from swiftvlm.methods.nuwa import Nuwa
+from swiftvlm.methods.prumerge import PruMerge, PruMergePlus
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
+from swiftvlm.methods.vscan import VScan
+from swiftvlm.tower import Seen
 from tests.reference import slow_prelm as slow
 from tests.support import IMAGE, PATCH, SIDE, Row, batch_of, make_row, tiny
 
@@ -111,3 +116,78 @@ def test_one_image_equals_the_slow_reference(name, kv_heads):
     ]
     check(model, method, reference, rows[:1])
     check(model, method, reference, rows)
+
+
+def random_tower(side: int, seed: int) -> slow.Tower:
+    """Six layers of two heads that look at something."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens, layers, heads = side * side + 1, 6, 2
+    hidden = [torch.randn(tokens, 10, generator=draw) for _ in range(layers + 1)]
+    queries, keys = ([2 * torch.randn(heads, tokens, 5, generator=draw) for _ in range(layers)] for _ in range(2))
+    matrix = torch.randn(10, 7, generator=draw)
+    return slow.Tower(hidden, queries, keys, side, lambda states: torch.tanh(states @ matrix))
+
+
+def seen_of(tower: slow.Tower) -> Seen:
+    """The same, as methods see it."""
+    features = tower.hidden[-2][1:]
+    return Seen(
+        torch.arange(tower.side**2),
+        tower.side,
+        features,
+        tower.project(features),
+        len(tower.q),
+        len(tower.q) - 1,
+        tower.project,
+        states=lambda index: tower.hidden[index],
+        queries=lambda index: tower.q[index],
+        keys=lambda index: tower.k[index],
+    )
+
+
+def plus(tower: slow.Tower, total: int) -> slow.Tokens:
+    """PruMerge+ with the most outstanding patches that leave room for their grid."""
+    for count in range(total - 1, 0, -1):
+        features, places = slow.slow_prumerge_plus(tower, count)
+        if len(places) <= total:
+            return features, places
+    return slow.slow_prumerge(tower, total - 1)
+
+
+TILES: dict[str, tuple[Any, Any]] = {
+    "visionzip": (VisionZip(), lambda tower, count: slow.slow_visionzip(tower, count, 0)),
+    "vispruner": (VisPruner(ratio=0.3), lambda tower, count: slow.slow_vispruner(tower, count, 0.3)),
+    "prumerge": (PruMerge(), lambda tower, count: slow.slow_prumerge(tower, count - 1)),
+    "adaptive": (PruMerge(adaptive=True), lambda tower, count: slow.slow_prumerge(tower, None)),
+    "prumerge+": (PruMergePlus(), plus),
+    "divprune": (DivPrune(), divprune),
+    "hiprune": (HiPrune(alpha=0.4), lambda tower, count: slow.slow_hiprune(tower, count, 0.4)),
+    "holov": (HoloV(crops=5), lambda tower, count: slow.slow_holov(tower, count, crops=5)),
+    "vscan": (VScan(), slow.slow_vscan),
+    "nuwa": (Nuwa(), slow.slow_nuwa),
+}
+
+
+@pytest.mark.parametrize("name", TILES)
+@pytest.mark.parametrize(("side", "seed"), [(4, 0), (8, 1), (8, 2)])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.75])
+def test_a_tile_equals_the_slow_reference(name, side, seed, share):
+    """Whom the tokens stand for, in the order in which they are fed, and the tokens themselves."""
+    method, reference = TILES[name]
+    tower, count = random_tower(side, seed), int(share * side * side) + 1
+    made = method.reduction.reduce(seen_of(tower), count if name != "adaptive" else side * side, 0)
+    features, places = reference(tower, count)
+    assert made.stands.tolist() == places
+    torch.testing.assert_close(made.features, features, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("contextual", [1, 4, 9])
+def test_contextual_tokens_equal_the_slow_reference(contextual):
+    """VisionZip's merged tokens, and which patch went into which."""
+    tower = random_tower(8, 5)
+    made = VisionZip().reduction.reduce(seen_of(tower), 12, contextual)
+    features, places = slow.slow_visionzip(tower, 12, contextual)
+    assert made.stands.tolist() == places
+    torch.testing.assert_close(made.features, features, atol=1e-4, rtol=1e-4)
+    assert made.merged == contextual == int(made.groups.max()) + 1
+    assert int((made.groups >= 0).sum()) == 64 - 11

@@ -13,13 +13,17 @@ from swiftvlm.methods.fastv import FastV, UniformTokens
 from swiftvlm.methods.fastv import RandomTokens as RandomTokens
 from swiftvlm.methods.feather import Feather as Feather
 from swiftvlm.methods.hiprune import HiPrune
+from swiftvlm.methods.holov import HoloV
+from swiftvlm.methods.nuwa import Nuwa
 from swiftvlm.methods.pdrop import PDrop as PDrop
+from swiftvlm.methods.prumerge import PruMerge, PruMergePlus
 from swiftvlm.methods.sparsevlm import SparseVLM as SparseVLM
 from swiftvlm.methods.sparsevlm import SparseVLMPlus
 from swiftvlm.methods.swiftvlm import SwiftVLM as SwiftVLM
 from swiftvlm.methods.vanilla import Vanilla
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
+from swiftvlm.methods.vscan import VScan
 from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
@@ -38,8 +42,13 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
             Dart,
             VisionZip,
             VisPruner,
+            PruMerge,
+            PruMergePlus,
             DivPrune,
             HiPrune,
+            HoloV,
+            VScan,
+            Nuwa,
             SwiftVLM,
         )
     }

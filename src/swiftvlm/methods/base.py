@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from swiftvlm.budget import Budget, Slot, pick_preset, scale, solve, target_average
+from swiftvlm.budget import Budget, Slot, pick_preset, refuse, scale, solve, target_average
 from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.plans import Cut, Number, Plan
 from swiftvlm.shape import ModelShape
@@ -116,6 +116,28 @@ def at_depth(layers: tuple[int, ...], depth: int, published: int = 32) -> tuple[
     for layer in layers:
         found.append(max(round(layer * depth / published), 1 + (found[-1] if found else 0)))
     return tuple(found)
+
+
+def proportional(
+    parts: Sequence[int], slots: Sequence[Slot], layers: int, visual: int, budget: int | float
+) -> tuple[Cut, ...]:
+    """Counts in fixed proportions, the most that a budget allows; none merge. Raises `BudgetError` out of reach."""
+    average = target_average(budget, visual)
+    if average is None:
+        return ()
+
+    def cuts(size: int) -> tuple[Cut, ...]:
+        # Behind the first cut no more can be left than it kept.
+        kept = [min(max(size * part // parts[0], 1), visual) for part in parts]
+        return tuple(Cut(slot.after, count) for slot, count in zip(slots, kept, strict=True))
+
+    def average_of(size: int) -> float:
+        return Plan(layers, visual, 0, cuts(size)).average_tokens
+
+    if average_of(1) > average + 1e-9:
+        refuse(slots, layers, visual, average, average_of(1))
+    sizes = range(1, visual * (parts[0] // min(parts) + 1))
+    return cuts(max(size for size in sizes if average_of(size) <= average + 1e-9))
 
 
 def slots_of(stages: Sequence[Stage], merged_share: float, reduces: bool = False) -> tuple[Slot, ...]:

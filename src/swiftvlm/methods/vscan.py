@@ -1,0 +1,85 @@
+"""VScan: windows and the whole image before the language model, one more cut inside it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from swiftvlm.budget import Budget, Slot
+from swiftvlm.methods.base import Method, Preset, at_depth, proportional
+from swiftvlm.plans import Cut
+from swiftvlm.scores import TextAttention
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.tower import Reduced, Seen, best_of, nearest, others, unit
+
+WINDOWS = 4  # along each edge
+SHALLOW = 5  # of CLIP-L's 24 layers, from 0
+PARTS = (96, 32)  # tokens before and behind the cut inside, of the published setting
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Half of the tokens from windows by a shallow layer, half from anywhere by the layer that made the features."""
+
+    positions: Positions
+    ordered: bool = True
+
+    def reduce(self, seen: Seen, kept: int, merged: int) -> Reduced:
+        """Raster order; every dropped patch is averaged into the kept one most like it, behind the projector."""
+        total = len(seen.patch)
+        shallow = seen.from_cls(seen.scaled(SHALLOW)).mean(0)
+        deep = seen.from_cls(seen.last).mean(0)
+        row, column = seen.patch // seen.side, seen.patch % seen.side
+        window = row * WINDOWS // seen.side * WINDOWS + column * WINDOWS // seen.side
+        each = int(kept / 2) // WINDOWS**2
+        local = [best_of(shallow, (window == one).nonzero()[:, 0], each) for one in range(WINDOWS**2)]
+        index = torch.cat(local)
+        index = torch.cat([index, best_of(deep, others(index, total), min(kept, total) - len(index))]).sort().values
+        dropped, embeds = others(index, total), seen.embeds.float()
+        if not len(index) or not len(dropped):
+            return Reduced(seen.embeds[index], index)
+        belongs = torch.nn.functional.one_hot(nearest(unit(embeds), dropped, index), len(index)).float()
+        mean = (embeds[index] + belongs.T @ embeds[dropped]) / (1 + belongs.sum(0))[:, None]
+        return Reduced(mean.to(seen.embeds), index)
+
+
+@dataclass(frozen=True)
+class VScan(Method):
+    """VScan (NeurIPS 2025, arXiv:2505.22654): a local and a global scan of the tower, then one cut inside the model.
+
+    Follows the official code, as far as read: of the T tokens that enter the model, int(T / 2) // 16 come from each of
+    4 x 4 windows by the tower's layer 5 of 24, the others by the layer that made the features (both [CLS] attention,
+    mean over heads; no token is lost where T / 2 is no multiple of 16); all are averages. After layer 16 of 32 a third
+    of them stays, ranked as in PyramidDrop. Numbered afresh both times.
+
+    - `after`: layers run before the cut inside; None: 16 of 32 as a fraction of the depth.
+    - `counts`: tokens before it, and behind it.
+    """
+
+    name: ClassVar[str] = "vscan"
+    summary: ClassVar[str] = "before the model: windows and the whole image; one cut inside"
+    paper: ClassVar[str] = "arXiv:2505.22654"
+    presets: ClassVar[Mapping[str, Preset]] = {"64": Preset((0, 16), ((96, 0), (32, 0)))}
+
+    after: int | None = None
+    counts: tuple[int, ...] | None = None
+    positions: Positions = "renumbered"
+
+    @property
+    def reduction(self) -> Reduction:
+        """Every tile on its own."""
+        return Scan(self.positions)
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """One cut."""
+        after = self.after or at_depth((16,), shape.layers)[0]
+        return (Stage(after, TextAttention("next"), positions=self.positions),)
+
+    def _cuts(
+        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
+    ) -> tuple[Cut, ...]:
+        if budget is None:
+            return super()._cuts(slots, shape, visual, budget, preset)
+        return proportional(PARTS, slots, shape.layers, visual, budget)

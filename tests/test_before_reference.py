@@ -146,12 +146,16 @@ def seen_of(tower: slow.Tower) -> Seen:
 
 
 def plus(tower: slow.Tower, total: int) -> slow.Tokens:
-    """PruMerge+ with the most outstanding patches that leave room for their grid."""
+    """PruMerge+ with the most outstanding patches that leave room for their grid, filled up with the next best."""
+    received = slow.one_head_row(tower.q[-1], tower.k[-1])
+    ranked = sorted(range(len(received)), key=lambda patch: (-float(received[patch]), patch))
+    kept = ranked[: total - 1]
     for count in range(total - 1, 0, -1):
-        features, places = slow.slow_prumerge_plus(tower, count)
-        if len(places) <= total:
-            return features, places
-    return slow.slow_prumerge(tower, total - 1)
+        places = slow.slow_prumerge_plus(tower, count)[1][:-1]
+        if len(places) < total:
+            kept = places + [patch for patch in ranked if patch not in places][: total - 1 - len(places)]
+            break
+    return slow._prumerge_tokens(tower, received, kept)
 
 
 TILES: dict[str, tuple[Any, Any]] = {

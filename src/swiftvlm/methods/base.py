@@ -41,6 +41,7 @@ class Method(ABC):
     presets: ClassVar[Mapping[str, Preset]] = {}
     counts: tuple[int, ...] | None = None
     merged_share: float = 0.0
+    taper: float = 1.0
 
     @property
     def reduction(self) -> Reduction | None:
@@ -85,7 +86,7 @@ class Method(ABC):
         if budget is None and slots:
             raise BudgetError(f"{self.name} has no presets: give it a budget, or counts")
         average = None if budget is None else target_average(budget, visual)
-        return () if average is None else solve(slots, shape.layers, visual, average)
+        return () if average is None else solve(slots, shape.layers, visual, average, self.taper)
 
     def split(self, counts: tuple[int, ...], slots: Sequence[Slot]) -> list[tuple[int, int]]:
         """Read the flat `counts` (k1, Z1, k2, Z2, ..., k_last) as (kept, merged) pairs. Raises `BudgetError`.

@@ -52,7 +52,9 @@ class Outstanding:
             grid = torch.arange(0, len(received) - 1, max(1, len(received) // best // 3), device=received.device)
             kept = torch.cat([ranked[:best], grid[~torch.isin(grid, ranked[:best])]])
             if len(kept) <= count:
-                return kept
+                # What the next coarser grid leaves room for goes to the next best, so that a budget is met.
+                more = ranked[~torch.isin(ranked, kept)]
+                return torch.cat([kept, more[: count - len(kept)]])
         return ranked[: max(count, 0)]
 
 
@@ -103,7 +105,7 @@ class PruMergePlus(PruMerge):
     """LLaVA-PruMerge+: as PruMerge, with a grid of patches beside the outstanding ones.
 
     The grid's step follows from how many outstanding patches there are, a third of their mean distance; as many of
-    them are taken as leave room for it within the count.
+    them are taken as leave room for it within the count, and the next best where the grid leaves some.
     """
 
     name: ClassVar[str] = "prumerge+"

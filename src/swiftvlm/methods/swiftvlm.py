@@ -38,6 +38,7 @@ class SwiftVLM(Method):
       model's measured layers if it has a profile; else 3, 11, 15 on 32 layers, the same fractions of another depth.
     - `counts` (k1, Z1, k2, Z2, ..., k_last) fixes kept and merged tokens; else a budget or preset is solved with
       geometric totals (F) of which `merged_share` are merged tokens (E). Merged tokens count in the budget (C).
+      `taper`: how the totals fall from stage to stage: 1 geometrically, 0 not at all (F).
     - `rest`: what becomes of the unselected at every stage but the last, which drops: "bypass" (default), "merge"
       (groups stay merged and compete as ordinary tokens, P), "drop"; a tuple gives one a stage (B; Table 3).
     - `anchors`, `refine`: how groups are formed (D). `merged_position` (K). `positions`: original ids, or renumbered.
@@ -62,6 +63,7 @@ class SwiftVLM(Method):
     layers: tuple[int, ...] | None = None
     counts: tuple[int, ...] | None = None
     merged_share: float = 0.2
+    taper: float = 1.0
     rest: Fate | tuple[Fate, ...] = "bypass"
     anchors: Anchors = "strided"
     refine: int = 0
@@ -73,6 +75,8 @@ class SwiftVLM(Method):
     def __post_init__(self) -> None:
         if not 0.0 <= self.merged_share < 1.0:
             raise MethodError(f"merged_share is a fraction in [0, 1) of each stage's total, got {self.merged_share}")
+        if not 0.0 <= self.taper <= 4.0:
+            raise MethodError(f"taper is an exponent in [0, 4], 0 for equal totals, 1 for geometric; got {self.taper}")
         if self.layers is not None and not self.layers:
             raise MethodError(f"layers must name at least one pruning layer, got {self.layers!r}")
         # Python does not enforce Literal, and a misspelt choice would silently be another method.

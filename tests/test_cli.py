@@ -20,6 +20,7 @@ from swiftvlm.cli.plan import spans
 from swiftvlm.cli.report import scaled
 from swiftvlm.cli.saving import SaveError, check_folder, save_all
 from swiftvlm.errors import SwiftVLMError
+from swiftvlm.methods import METHODS
 from swiftvlm.methods.fastv import FastV, RandomTokens
 from swiftvlm.methods.feather import Feather
 from swiftvlm.methods.pdrop import PDrop
@@ -292,6 +293,27 @@ def test_fuzzed_image_files(cut, flips, kind, checkpoints, photo, tmp_path_facto
     assert main(
         ["run", str(path), "why?", "--model", checkpoints["llava"], "--json", "--budget", "32", "--max-new-tokens", "1"]
     ) in (0, 2)
+
+
+def test_plan_of_all_methods(capsys):
+    """Every method at one budget: its counts, or why it cannot meet it."""
+    assert main(["plan", "--all", "--budget", "128", "--json"]) == 0
+    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == list(METHODS)
+    assert "cannot be reached" in rows["pdrop"]["error"]
+    able = [row for row in rows.values() if "error" not in row]
+    assert all(126 < row["average_tokens"] <= 128 for row in able)
+    assert len(able) >= len(METHODS) - 3
+    assert main(["plan", "--all", "--budget", "128"]) == 0
+    assert "nuwa" in capsys.readouterr().out
+    assert main(["plan", "--all", "--preset", "192"]) == 2
+    assert "leave --preset" in capsys.readouterr().err
+
+
+def test_methods_that_need_weights_say_so(capsys):
+    """A trained method's name is known, and why it is not here."""
+    assert main(["plan", "--method", "VoCo-LLaMA"]) == 2
+    assert "needs trained weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

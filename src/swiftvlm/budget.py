@@ -71,12 +71,13 @@ def reachable(slots: Sequence[Slot], layers: int, visual: int) -> tuple[float, f
     return least.average_tokens, float(visual)
 
 
-def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number) -> tuple[Cut, ...]:
-    """Geometric totals visual * q**j with the largest q whose layer average stays within `average`.
+def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number, taper: float = 1.0) -> tuple[Cut, ...]:
+    """Totals visual * q, visual * q**(1 + taper), ... with the largest q whose layer average stays within `average`.
 
-    PyramidDrop's structure, which SwiftVLM inherits (methods: paper Table 3 baseline); with one stage it is FastV's
-    single count. Counts are rounded down, so the budget is never exceeded. Raises `BudgetError` with the reachable
-    range where even the smallest counts are too many.
+    With `taper` 1 they are geometric: PyramidDrop's structure, which SwiftVLM inherits (methods: paper Table 3
+    baseline); with 0 every stage leaves as many; with one stage it is FastV's single count. Counts are rounded down, so
+    the budget is never exceeded. Raises `BudgetError` with the reachable range where even the smallest counts are too
+    many.
     """
     least, most = reachable(slots, layers, visual)
     if average < least - 1e-9 or (not slots and average < most - 1e-9):
@@ -85,11 +86,13 @@ def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number) -> t
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _average(slots, layers, visual, middle) <= average + 1e-9 else (low, middle)
-    ratio = 1.0 if _average(slots, layers, visual, 1.0) <= average + 1e-9 else low
+        fits = _average(slots, layers, visual, middle, taper) <= average + 1e-9
+        low, high = (middle, high) if fits else (low, middle)
+    ratio = 1.0 if _average(slots, layers, visual, 1.0, taper) <= average + 1e-9 else low
     # Floor, not round: a budget is a promise. The tiny addend forgives a product that came out low by one bit.
     totals = [
-        max(math.floor(visual * ratio ** (j + 1) + 1e-6), min(slot.least, visual)) for j, slot in enumerate(slots)
+        max(math.floor(visual * ratio ** (1 + taper * j) + 1e-6), min(slot.least, visual))
+        for j, slot in enumerate(slots)
     ]
     return _shrink(slots, layers, visual, average, totals)
 
@@ -104,10 +107,10 @@ def refuse(slots: Sequence[Slot], layers: int, visual: int, average: Number, lea
     )
 
 
-def _average(slots: Sequence[Slot], layers: int, visual: int, ratio: float) -> float:
-    """Layer average of the *unrounded* geometric totals."""
+def _average(slots: Sequence[Slot], layers: int, visual: int, ratio: float, taper: float) -> float:
+    """Layer average of the *unrounded* totals."""
     depths = [*(slot.after for slot in slots), layers]
-    counts = [visual * ratio ** (j + 1) for j in range(len(slots))]
+    counts: list[float] = [visual * ratio ** (1 + taper * j) for j in range(len(slots))]
     spans = [(b - a) * count for a, b, count in zip(depths, depths[1:], counts, strict=False)]
     return (depths[0] * visual + sum(spans)) / layers
 

@@ -40,8 +40,8 @@ METHODS: dict[str, Method] = {
     "divprune": DivPrune(counts=(7,)),
     "hiprune": HiPrune(counts=(8,), alpha=0.6),
     "holov": HoloV(counts=(6,), crops=4),
-    "vscan": VScan(after=3, counts=(7, 3)),
-    "nuwa": Nuwa(after=3, counts=(6, 3)),
+    "vscan": VScan(after=(3,), counts=(7, 3)),
+    "nuwa": Nuwa(after=(3,), counts=(6, 3)),
     "true positions": VisPruner(counts=(6,), positions="original"),
 }
 # What feeds patches as they are: with all of them, nothing may change.

@@ -8,14 +8,14 @@ from rich.table import Table
 
 from swiftvlm.cli.parse import print_json
 from swiftvlm.families import FAMILIES
-from swiftvlm.methods import METHODS
+from swiftvlm.methods import METHODS, NEEDS_WEIGHTS
 from swiftvlm.shape import LLAVA_1_5_7B
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
 
 
 def methods(json: Json = False) -> None:
-    """All methods: what each does, its source, where it acts on 32 layers, its presets.
+    """All methods: what each does, what it follows, where it acts on 32 layers (0: before them), its presets.
 
     Example: swiftvlm methods --json
     """
@@ -23,23 +23,33 @@ def methods(json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    table = Table("method", "what it does", "source", "after layers", "presets")
-    table.columns[2].no_wrap = True
-    table.columns[4].overflow = "fold"
+    table = Table("method", "what it does", "paper", "follows", "after layers", "presets")
+    table.columns[0].no_wrap = table.columns[2].no_wrap = True
+    table.columns[5].overflow = "fold"
     for row in rows:
         acts = ", ".join(map(str, row["acts_after"])) or "-"
-        table.add_row(row["name"], row["summary"], row["paper"] or "-", acts, ", ".join(row["presets"]) or "-")
+        paper, source = row["paper"] or "-", row["source"] or "-"
+        table.add_row(row["name"], row["summary"], paper, source, acts, ", ".join(row["presets"]) or "-")
     Console(highlight=False).print(table)
+    print_trained()
+
+
+def print_trained() -> None:
+    """What the field also names, and why it is not here."""
+    names = ", ".join(f"{name} ({paper})" for name, paper in NEEDS_WEIGHTS.items())
+    Console(highlight=False).print(f"Need trained weights, so none is built in (docs/adding.md has the hook): {names}")
 
 
 def _method(name: str) -> dict[str, Any]:
     kind = METHODS[name]
-    stages = kind().stages(LLAVA_1_5_7B)
+    method = kind()
+    stages = method.stages(LLAVA_1_5_7B)
     return {
         "name": name,
         "summary": kind.summary,
         "paper": kind.paper,
-        "acts_after": [stage.after for stage in stages],
+        "source": kind.source,
+        "acts_after": [*([0] if method.reduction else []), *(stage.after for stage in stages)],
         "presets": list(kind.presets),
     }
 

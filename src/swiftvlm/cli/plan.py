@@ -8,7 +8,9 @@ from rich.table import Table
 
 import swiftvlm
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method, read_shape
+from swiftvlm.errors import BudgetError, SwiftVLMError
 from swiftvlm.flops import exact_total, paper_total
+from swiftvlm.methods import METHODS
 from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
@@ -23,6 +25,7 @@ def plan(
     shape: Annotated[str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, or a config file.")] = "llava-1.5-7b",
     visual_tokens: Annotated[int, typer.Option(help="Visual tokens of the prompt.")] = 576,
     text_tokens: Annotated[int, typer.Option(help="All other tokens of the prompt.")] = 70,
+    every: Annotated[bool, typer.Option("--all", help="All methods side by side.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")] = False,
 ) -> None:
     """Tokens per layer, FLOPs and KV bytes of a method at a budget; no model is run.
@@ -30,6 +33,11 @@ def plan(
     Example: swiftvlm plan --method swiftvlm --budget 192 --shape llava-1.5-7b
     """
     size = read_shape(shape)
+    if every:
+        if preset is not None or layers is not None:
+            raise SwiftVLMError("--all compares methods at one --budget; leave --preset and --layers out")
+        _show_all(size, read_budget(budget), visual_tokens, text_tokens, json)
+        return
     made = swiftvlm.plan(
         read_method(method, layers=layers), read_budget(budget), size, visual_tokens, text_tokens, preset
     )
@@ -38,6 +46,43 @@ def plan(
         print_json(facts)
     else:
         show(facts, made)
+
+
+def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int, text_tokens: int, json: bool) -> None:
+    """Every method at a budget, or why it cannot meet it."""
+    rows = []
+    for name, kind in METHODS.items():
+        try:
+            made = swiftvlm.plan(kind(), budget, shape, visual_tokens, text_tokens)
+        except BudgetError as error:
+            rows.append({"method": name, "error": str(error)})
+        else:
+            rows.append(describe(made, shape, name))
+    if json:
+        print_json(rows)
+        return
+    told = "each method's first preset" if budget is None else f"budget {budget}"
+    table = Table("method", "tokens", "at output", "TFLOPs", "paper's unit", "KV MiB", "stages", title=told)
+    for column in table.columns[1:6]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*_line(row))
+    Console(highlight=False).print(table)
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    if "error" in row:
+        return [row["method"], *["-"] * 5, row["error"]]
+    stages = [f"{cut['after']}: {cut['kept']}" + f"+{cut['merged']}" * bool(cut["merged"]) for cut in row["stages"]]
+    return [
+        row["method"],
+        f"{row['average_tokens']:.1f}",
+        f"{row['average_at_output']:.1f}",
+        f"{row['flops'] / 1e12:.2f}",
+        f"{row['paper_flops'] / 1e12:.2f}",
+        f"{row['kv_bytes'] / 2**20:.0f}",
+        ", ".join(stages) or "-",
+    ]
 
 
 def describe(made: Plan, shape: ModelShape, method: str) -> dict[str, Any]:
@@ -94,7 +139,8 @@ def spans(made: Plan) -> list[tuple[int, int, int, str]]:
     notes = ["", *(f"{cut.kept} kept + {cut.merged} merged" if cut.merged else f"{cut.kept} kept" for cut in made.cuts)]
     counts = [made.visual, *(cut.total for cut in made.cuts)]
     stretches = zip(starts, starts[1:], counts, notes, strict=False)
-    return [(start + 1, end, count, note) for start, end, count, note in stretches]
+    # A cut before the first layer leaves no stretch in front of it.
+    return [(start + 1, end, count, note) for start, end, count, note in stretches if end > start]
 
 
 def _share(part: Number, whole: Number) -> str:

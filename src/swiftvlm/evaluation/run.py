@@ -45,6 +45,7 @@ class Cell:
     def described(self, shape: ModelShape) -> str:
         """What the label stands for: the method's fields and, since some depend on the model, its depths."""
         depths = [stage.after for stage in self.method.stages(shape)]
+        depths = depths if self.method.reduction is None else [0, *depths]
         return f"{self.method!r} after {depths}" if self.label != ORACLE else ORACLE
 
 
@@ -112,18 +113,19 @@ class Evaluation:
                 entry["feature"] = feature
         return found
 
-    def _inputs(self, samples: Sequence[Sample], features: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """What `generate` takes for these samples, encoded pictures instead of pixels where it can."""
+    def _inputs(
+        self, samples: Sequence[Sample], features: dict[str, dict[str, Any]], encoded: bool = True
+    ) -> dict[str, Any]:
+        """What `generate` takes for these samples, encoded pictures instead of pixels where it can and `encoded`."""
         prompts = [build_prompt(self.processor, sample.question, 1) for sample in samples]
         images = [features[sample.image]["image"] for sample in samples]
         inputs = dict(self.processor(images=images, text=prompts, return_tensors="pt", padding=True))
         inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
-        if self.shares_features:
+        if self.shares_features and encoded:
             # transformers itself puts a list of tensors here, whatever its annotation says.
             shared: Any = [features[sample.image]["feature"] for sample in samples]
-            encoded = BaseModelOutputWithPooling(pooler_output=shared)
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-            inputs["mm_encoder_outputs"] = {"image": encoded}
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=shared)}
         return inputs
 
     def longest(self, samples: Sequence[Sample]) -> int:
@@ -138,7 +140,8 @@ class Evaluation:
 
     @torch.no_grad()
     def _answer(self, cell: Cell, samples: list[Sample], features: dict[str, dict[str, Any]]) -> list[Row]:
-        inputs = self._inputs(samples, features)
+        # What acts before the language model must see the pictures being encoded.
+        inputs = self._inputs(samples, features, encoded=cell.method.reduction is None)
         method = self.method(cell, samples, inputs)
         model: Any = self.model
         began = time.perf_counter()

@@ -54,11 +54,28 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
     }
 )
 
+# Named beside these in the papers' tables, but trained: without their weights there is nothing to run.
+NEEDS_WEIGHTS: Mapping[str, str] = MappingProxyType(
+    {
+        "q-former": "arXiv:2301.12597",
+        "voco-llama": "arXiv:2406.12275",
+        "atp-llava": "arXiv:2412.00447",
+        "glimpseprune": "arXiv:2508.01548",
+        "visionthink": "arXiv:2507.13348",
+    }
+)
+
 
 def find_method(method: str | Method) -> Method:
     """An instance for a name in `METHODS`, or the instance given. Raises `MethodError`, with a guess for a typo."""
     if isinstance(method, Method):
         return method
+    paper = NEEDS_WEIGHTS.get(str(method).lower())
+    if paper is not None:
+        raise MethodError(
+            f"{method} ({paper}) needs trained weights, which this library does not have; a score that your own module "
+            "computes can be plugged in: docs/adding.md"
+        )
     if not isinstance(method, str) or method not in METHODS:
         close = difflib.get_close_matches(str(method), METHODS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""

@@ -38,6 +38,7 @@ class Method(ABC):
     name: ClassVar[str]
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    source: ClassVar[str] = ""  # what it follows, and how closely
     presets: ClassVar[Mapping[str, Preset]] = {}
     counts: tuple[int, ...] | None = None
     merged_share: float = 0.0

@@ -26,6 +26,7 @@ class Dart(Method):
     name: ClassVar[str] = "dart"
     summary: ClassVar[str] = "what is least like a few pivots"
     paper: ClassVar[str] = "arXiv:2502.11494"
+    source: ClassVar[str] = "second-hand: a description and other people's code"
     presets: ClassVar[Mapping[str, Preset]] = {"128": Preset((2,), ((132, 0),))}
 
     after: int = 2

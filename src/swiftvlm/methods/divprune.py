@@ -43,6 +43,7 @@ class DivPrune(Method):
     name: ClassVar[str] = "divprune"
     summary: ClassVar[str] = "before the model: patches as unlike each other as possible"
     paper: ClassVar[str] = "arXiv:2503.02175"
+    source: ClassVar[str] = "official code"
 
     counts: tuple[int, ...] | None = None
     positions: Positions = "renumbered"

@@ -27,6 +27,7 @@ class FastV(Method):
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "one early cut by the last token's attention"
     paper: ClassVar[str] = "arXiv:2403.06764"
+    source: ClassVar[str] = "official code"
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     after: int = 2
@@ -48,6 +49,7 @@ class RandomTokens(FastV):
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "FastV's plan, random tokens"
     paper: ClassVar[str] = ""
+    source: ClassVar[str] = "baseline"
 
     seed: int = 0
 
@@ -63,6 +65,7 @@ class UniformTokens(FastV):
     name: ClassVar[str] = "uniform"
     summary: ClassVar[str] = "FastV's plan, evenly spaced tokens"
     paper: ClassVar[str] = ""
+    source: ClassVar[str] = "baseline"
 
     def score(self) -> Score:
         """Even spacing."""

@@ -32,6 +32,7 @@ class Feather(Method):
     name: ClassVar[str] = "feather"
     summary: ClassVar[str] = "two cuts without RoPE; the first keeps a grid"
     paper: ClassVar[str] = "arXiv:2412.13180"
+    source: ClassVar[str] = "official code; the grid within a fixed count"
     presets: ClassVar[Mapping[str, Preset]] = {"192": Preset(AFTER, ((176, 0), (8, 0)))}
 
     after: tuple[int, ...] | None = None

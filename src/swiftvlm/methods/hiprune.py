@@ -47,6 +47,7 @@ class HiPrune(Method):
     name: ClassVar[str] = "hiprune"
     summary: ClassVar[str] = "before the model: anchors, their neighbours, a deep layer's favourites"
     paper: ClassVar[str] = "arXiv:2508.00553"
+    source: ClassVar[str] = "official code"
 
     counts: tuple[int, ...] | None = None
     alpha: float = 0.1

@@ -76,6 +76,7 @@ class HoloV(Method):
     name: ClassVar[str] = "holov"
     summary: ClassVar[str] = "before the model: a share for every stretch of the image"
     paper: ClassVar[str] = "arXiv:2510.02912"
+    source: ClassVar[str] = "official code; two flaws mended"
 
     counts: tuple[int, ...] | None = None
     alpha: float = 0.09

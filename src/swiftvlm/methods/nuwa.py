@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from swiftvlm.budget import Budget, Slot
+from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth, proportional
 from swiftvlm.plans import Cut
 from swiftvlm.scores import TextAttention
@@ -71,22 +72,27 @@ class Nuwa(Method):
     of the upper third of the tower. After layer 16 of 32 a seventh stays, ranked by the layer just run from the last
     prompt token. Positions are the true ones throughout.
 
-    - `after`: layers run before the cut inside; None: 16 of 32 as a fraction of the depth.
+    - `after`: layers run before the cut inside, one number; None: 16 of 32 as a fraction of the depth.
     - `counts`: tokens before it, and behind it.
     """
 
     name: ClassVar[str] = "nuwa"
     summary: ClassVar[str] = "before the model: the best of every region, gathering; one cut inside"
     paper: ClassVar[str] = "arXiv:2602.02951"
+    source: ClassVar[str] = "official code"
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset((0, 16), ((336, 0), (48, 0))),
         "128": Preset((0, 16), ((224, 0), (32, 0))),
         "64": Preset((0, 16), ((112, 0), (16, 0))),
     }
 
-    after: int | None = None
+    after: tuple[int, ...] | None = None
     counts: tuple[int, ...] | None = None
     positions: Positions = "original"
+
+    def __post_init__(self) -> None:
+        if self.after is not None and len(self.after) != 1:
+            raise MethodError(f"after names the one cut inside the model, such as (16,), got {self.after}")
 
     @property
     def reduction(self) -> Reduction:
@@ -95,7 +101,7 @@ class Nuwa(Method):
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One cut."""
-        after = self.after or at_depth((16,), shape.layers)[0]
+        (after,) = self.after or at_depth((16,), shape.layers)
         return (Stage(after, TextAttention("previous"), positions=self.positions),)
 
     def _cuts(

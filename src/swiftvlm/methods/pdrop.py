@@ -30,6 +30,7 @@ class PDrop(Method):
     name: ClassVar[str] = "pdrop"
     summary: ClassVar[str] = "three geometric cuts, positions renumbered"
     paper: ClassVar[str] = "arXiv:2410.17247"
+    source: ClassVar[str] = "official code"
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(AFTER, ((288, 0), (144, 0), (72, 0))),
         "192": Preset(AFTER, ((144, 0), (36, 0), (9, 0))),

@@ -85,6 +85,7 @@ class PruMerge(Method):
     name: ClassVar[str] = "prumerge"
     summary: ClassVar[str] = "before the model: what stands out, enriched by its like"
     paper: ClassVar[str] = "arXiv:2403.15388"
+    source: ClassVar[str] = "official code; each tile by itself"
 
     counts: tuple[int, ...] | None = None
     adaptive: bool = False
@@ -110,6 +111,7 @@ class PruMergePlus(PruMerge):
 
     name: ClassVar[str] = "prumerge+"
     summary: ClassVar[str] = "before the model: PruMerge with a grid beside it"
+    source: ClassVar[str] = "official code; filled up to its count"
 
     @property
     def reduction(self) -> Reduction:

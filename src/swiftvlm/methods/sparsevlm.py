@@ -57,6 +57,7 @@ class SparseVLM(Method):
     name: ClassVar[str] = "sparsevlm"
     summary: ClassVar[str] = "rated by the text it is about; dropped tokens recycled"
     paper: ClassVar[str] = "arXiv:2410.04417"
+    source: ClassVar[str] = "official code, v1.5; no random addend"
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset(AFTER, ((300, 9), (200, 4), (110, 3))),
         "128": Preset(AFTER, ((303, 9), (110, 7), (36, 3))),
@@ -101,6 +102,7 @@ class SparseVLMPlus(SparseVLM):
 
     name: ClassVar[str] = "sparsevlm+"
     summary: ClassVar[str] = "rated by the text it is about; nothing merged"
+    source: ClassVar[str] = "official code, v2; no gravity matrix, all heads"
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset(AFTER, ((300, 0), (200, 0), (118, 0))),
         "128": Preset(AFTER, ((238, 0), (108, 0), (60, 0))),

@@ -51,6 +51,7 @@ class SwiftVLM(Method):
     name: ClassVar[str] = "swiftvlm"
     summary: ClassVar[str] = "a few chosen layers; the rest bypasses"
     paper: ClassVar[str] = "arXiv:2602.03134"
+    source: ClassVar[str] = "the paper; no official code exists"
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset(AFTER, ((246, 62), (132, 33), (88, 0))),
         "128": Preset(AFTER, ((172, 43), (64, 16), (30, 0))),

@@ -56,6 +56,7 @@ class VisionZip(Method):
     name: ClassVar[str] = "visionzip"
     summary: ClassVar[str] = "before the model: what [CLS] looks at, the rest merged"
     paper: ClassVar[str] = "arXiv:2412.04467"
+    source: ClassVar[str] = "official code"
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset((0,), ((162, 30),)),
         "128": Preset((0,), ((108, 20),)),

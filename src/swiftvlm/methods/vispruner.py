@@ -58,6 +58,7 @@ class VisPruner(Method):
     name: ClassVar[str] = "vispruner"
     summary: ClassVar[str] = "before the model: what [CLS] looks at, and what differs"
     paper: ClassVar[str] = "arXiv:2412.01818"
+    source: ClassVar[str] = "official code; odd counts mended"
 
     counts: tuple[int, ...] | None = None
     ratio: float = 0.5

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from swiftvlm.budget import Budget, Slot
+from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth, proportional
 from swiftvlm.plans import Cut
 from swiftvlm.scores import TextAttention
@@ -54,18 +55,23 @@ class VScan(Method):
     mean over heads; no token is lost where T / 2 is no multiple of 16); all are averages. After layer 16 of 32 a third
     of them stays, ranked as in PyramidDrop. Numbered afresh both times.
 
-    - `after`: layers run before the cut inside; None: 16 of 32 as a fraction of the depth.
+    - `after`: layers run before the cut inside, one number; None: 16 of 32 as a fraction of the depth.
     - `counts`: tokens before it, and behind it.
     """
 
     name: ClassVar[str] = "vscan"
     summary: ClassVar[str] = "before the model: windows and the whole image; one cut inside"
     paper: ClassVar[str] = "arXiv:2505.22654"
+    source: ClassVar[str] = "official code, read in part"
     presets: ClassVar[Mapping[str, Preset]] = {"64": Preset((0, 16), ((96, 0), (32, 0)))}
 
-    after: int | None = None
+    after: tuple[int, ...] | None = None
     counts: tuple[int, ...] | None = None
     positions: Positions = "renumbered"
+
+    def __post_init__(self) -> None:
+        if self.after is not None and len(self.after) != 1:
+            raise MethodError(f"after names the one cut inside the model, such as (16,), got {self.after}")
 
     @property
     def reduction(self) -> Reduction:
@@ -74,7 +80,7 @@ class VScan(Method):
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One cut."""
-        after = self.after or at_depth((16,), shape.layers)[0]
+        (after,) = self.after or at_depth((16,), shape.layers)
         return (Stage(after, TextAttention("next"), positions=self.positions),)
 
     def _cuts(

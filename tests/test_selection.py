@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import swiftvlm
 from swiftvlm import ModelShape, SwiftVLM
 from swiftvlm.errors import SelectionError
-from swiftvlm.selection import choose, curve, knee
+from swiftvlm.selection import choose, curve, knee, unevenness
 from swiftvlm.selection.choose import rated, records, steps
 from swiftvlm.selection.split import split
 
@@ -171,3 +171,16 @@ def test_splits_need_profiles_of_one_model():
         split({0.1: [0.5] * 4, 0.2: [0.5] * 5}, 0.5)
     with pytest.raises(SelectionError, match=r"shares in \(0, 1\)"):
         split({1.0: [0.5] * 4}, 0.5)
+
+
+@given(profiles)
+def test_unevenness_is_what_rising_lacks(profile):
+    """Against all pairs; none in a profile that never falls."""
+    found = unevenness(profile)
+    x = dict(enumerate(profile, 1))
+    pairs = [(i, j) for j in range(3, len(profile) + 1) for i in range(2, j) if x[i] > x[j]]
+    assert found.worse == len({j for _, j in pairs})
+    assert found.fall == max((x[i] - x[j] for i, j in pairs), default=0)
+    assert (found.between is None) == (not pairs)
+    assert found.between is None or found.between in pairs
+    assert unevenness(sorted(profile)).worse == 0

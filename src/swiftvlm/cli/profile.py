@@ -23,7 +23,7 @@ from swiftvlm.evaluation.user import user_tasks
 from swiftvlm.mini import pool
 from swiftvlm.plans import Number
 from swiftvlm.profiles import LayerProfile, own_folder, profile_for
-from swiftvlm.selection import Choice, curve, knee
+from swiftvlm.selection import Choice, curve, knee, unevenness
 from swiftvlm.selection.choose import rated, records, steps
 from swiftvlm.selection.measure import Profile, Profiling, profile_of
 from swiftvlm.shape import ModelShape
@@ -109,6 +109,7 @@ def describe(found: Profile, chosen: list[Choice]) -> dict[str, Any]:
         "choices": [choice.__dict__ for choice in choices],
         "relative": found.relative,
         "errors": found.errors,
+        "unevenness": unevenness(found.relative).__dict__,
         "spread": found.spread,
         "by_spread": [choice.__dict__ for choice in _or_none(found.spread)],
         "tasks": found.tasks,
@@ -166,6 +167,11 @@ def show(facts: dict[str, Any], out: Path) -> None:
     for choice in facts["choices"]:
         taken = "  <- taken" if choice["layers"] == facts["layers"] else ""
         console.print(f"{len(choice['layers'])} layers: P = {choice['value']:.3f}  {choice['layers']}{taken}")
+    uneven = facts["unevenness"]
+    if uneven["between"]:
+        i, j = uneven["between"]
+        told = f"{uneven['worse']} of {uneven['among']} layers know less than one before them"
+        console.print(f"{told}; the deepest fall, {uneven['fall']:.3f}, is from layer {i} to layer {j}")
     for task in facts["left_out"]:
         console.print(f"{task} is left out: the model never answers it")
     if "saved" in facts:

@@ -62,6 +62,31 @@ def steps(profile: Sequence[Number], layers: Sequence[int]) -> tuple[Number, ...
     return tuple(chosen)
 
 
+@dataclass(frozen=True)
+class Unevenness:
+    """How far a profile is from rising all the way: what makes choosing layers worth while.
+
+    `worse`: layers from the third on that know less than some layer before them (from the second on), of `among`.
+    `fall`: the largest x_i - x_j with i < j, `between` = (i, j); 0 where there is none.
+    """
+
+    worse: int
+    among: int
+    fall: Number
+    between: tuple[int, int] | None
+
+
+def unevenness(profile: Sequence[Number]) -> Unevenness:
+    """Of layers 2 to L; layer 1 is left out as in eq. 4."""
+    layers = range(FIRST, len(_checked(profile)) + 1)
+    best = {j: max(range(FIRST - 1, j), key=lambda i: profile[i - 1]) for j in layers}
+    falls = {j: profile[best[j] - 1] - profile[j - 1] for j in layers}
+    deepest = max(layers, key=lambda j: falls[j])
+    worse = sum(fall > 0 for fall in falls.values())
+    between = (best[deepest], deepest) if worse else None
+    return Unevenness(worse, len(layers), max(falls[deepest], 0), between)
+
+
 def rated(profile: Sequence[Number], layers: Sequence[int]) -> Choice:
     """What a profile says of given layers, chosen by whoever (eqs. 7 and 8).
 

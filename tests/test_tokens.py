@@ -83,3 +83,27 @@ def test_group_means_keep_the_sum(seed, count):
     sizes = tokens.membership(groups, count).sum(1)
     total = (tokens.means(states, groups, count) * sizes[..., None]).sum(1)
     torch.testing.assert_close(total, (states * low[..., None]).sum(1), atol=1e-5, rtol=0)
+
+
+def test_anchors_cover_the_image():
+    """A 3 x 3 tile with its middle kept, then a newline: corners first, each as far as can be from those before."""
+    cells = torch.tensor([[[0, 0, row, column] for row in range(3) for column in range(3)] + [[0, -1, -1, -1]]])
+    low = torch.tensor([[True] * 4 + [False] + [True] * 5])
+
+    def anchors(count: int) -> list[int]:
+        return tokens.covering(low, cells, torch.tensor([count]))[0].nonzero()[:, 0].tolist()
+
+    assert anchors(0) == []
+    assert anchors(1) == [0]
+    assert anchors(2) == [0, 8]  # the opposite corner
+    assert anchors(4) == [0, 2, 6, 8]  # of two corners equally far, the first, then the other
+    assert anchors(8) == [0, 1, 2, 3, 5, 6, 7, 8]  # the newline comes last
+    assert anchors(9) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert anchors(12) == anchors(9)
+
+
+def test_tiles_share_anchors():
+    """Two tiles of two patches: the second anchor stands in the other tile."""
+    cells = torch.tensor([[[0, 0, 0, 0], [0, 0, 0, 9], [0, 1, 0, 0], [0, 1, 0, 1]]])
+    found = tokens.covering(torch.ones(1, 4, dtype=torch.bool), cells, torch.tensor([2]))
+    assert found[0].tolist() == [True, False, False, True]

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from swiftvlm.tokens import places
+from swiftvlm.stage import Score
+from swiftvlm.tokens import keep_top, places
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class View:
     the tokens at `queries`, (batch, heads, queries, tokens); `keys()`, that layer's keys, turned by positions from 0,
     (batch, kv_heads, tokens, head_dim); `final()`, the states behind the model's last norm; `cells()`, image, tile,
     grid row and grid column of every token, (batch, tokens, 4), -1 where it has none; `start()`, the prompt before any
-    layer.
+    layer; `turned()`, cos and sin of every token's position counted from its row's first, (batch, tokens, head_dim).
     """
 
     hidden: Float[Tensor, "batch tokens dim"]
@@ -49,6 +50,7 @@ class View:
     final: Callable[[], Tensor]
     cells: Callable[[], Tensor]
     start: Callable[[], Started]
+    turned: Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,32 @@ class Covered:
         place = view.cells()[..., 2:]
         grid = ((place >= 0) & (place % self.stride == 0)).all(-1)
         return self.score.rate(view) + 2.0 * (grid & view.candidates)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Another score, but the tokens whose positions serve as coordinates come first (IVC-Prune's, for any method).
+
+    RoPE's angles are almost all near 0, or all near a quarter turn, at a few positions: half of `share` of the visual
+    tokens are those of the largest mean cosine, half those of the largest mean sine. The question has no say in it.
+    """
+
+    score: Score
+    share: float
+
+    @property
+    def probe(self) -> Literal["previous", "next"] | None:
+        """That of the other score."""
+        return self.score.probe
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """The other score, plus 2 (more than any attention) on coordinate tokens."""
+        each = (view.candidates.sum(1) * self.share / 2).round().long()
+        # In float32 whatever the model's type: values near the cut are close.
+        cos, sin = (part.float().mean(-1).expand(view.slot.shape) for part in view.turned())
+        chosen = keep_top(cos, view.candidates, each) | keep_top(sin, view.candidates, each)
+        rated: Tensor = self.score.rate(view)
+        return rated + 2.0 * chosen
 
 
 @dataclass(frozen=True)

@@ -52,15 +52,16 @@ class Drop:
 class Merge:
     """Unselected tokens are grouped by cosine similarity (eq. 10) and each group's mean (eq. 11) goes on.
 
-    `anchors`: "strided" spreads the group centres evenly over the unselected tokens, "top" takes the best scored of
-    them, "peaks" those of locally highest density, whose groups form by distance instead of cosine (SparseVLM);
-    `recycled`: the best scored share of the unselected that is merged at all, rounded down, plus one (1: all of them);
-    `refine`: further k-means steps; `position`: the merged token turns with its anchor's position, or with the
-    mean of its members'; `place`: it sits in its anchor's slot, or all merged tokens sit "behind" the kept ones, in
-    the last of the slots that stay visual (SparseVLM). It competes again at the next stage.
+    `anchors`: "strided" spreads the group centres evenly over the unselected tokens, "grid" over the rows and columns
+    of the image, "top" takes the best scored of them, "peaks" those of locally highest density, whose groups form by
+    distance instead of cosine (SparseVLM); `recycled`: the best scored share of the unselected that is merged at all,
+    rounded down, plus one (1: all of them); `refine`: further k-means steps; `position`: the merged token turns with
+    its anchor's position, or with the mean of its members'; `place`: it sits in its anchor's slot, or all merged tokens
+    sit "behind" the kept ones, in the last of the slots that stay visual (SparseVLM). It competes again at the next
+    stage.
     """
 
-    anchors: Literal["strided", "top", "peaks"] = "strided"
+    anchors: Literal["strided", "top", "grid", "peaks"] = "strided"
     refine: int = 0
     position: Literal["anchor", "mean"] = "anchor"
     place: Literal["anchor", "behind"] = "anchor"

@@ -30,6 +30,29 @@ def strided(low: Bool[Tensor, "batch tokens"], count: Int[Tensor, " batch"]) -> 
     return low & (rank % step == 0) & (rank // step < count[:, None])
 
 
+def covering(
+    low: Bool[Tensor, "batch tokens"], cells: Int[Tensor, "batch tokens 4"], count: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch tokens"]:
+    """Mark `count[row]` anchors spread over the image: each is the low token farthest from those before it.
+
+    `cells`: image, tile, row, column; the first anchor is the first low token, ties go to the lower index. Tiles are
+    far from each other, and tokens without a place (newlines) come last.
+    """
+    # A tile's diagonal is far below 1000 cells.
+    place = cells.float() * torch.tensor([1e6, 1e3, 1.0, 1.0], device=cells.device)
+    own = torch.arange(low.shape[1], device=low.device)
+    gap = torch.where(low, torch.where(cells[..., 2] >= 0, torch.inf, 0.0), -torch.inf)
+    anchors = torch.zeros_like(low)
+    for step in range(int(count.max())):
+        best = gap.amax(1, keepdim=True)
+        pick = torch.where((gap == best) & low, own, low.shape[1] - 1).amin(1, keepdim=True)
+        due = (step < count[:, None]) & (best > -torch.inf)
+        anchors |= (own == pick) & due
+        apart = (place - place.gather(1, pick[..., None].expand(-1, -1, 4))).norm(dim=-1)
+        gap = torch.where(anchors, -torch.inf, torch.minimum(gap, apart))
+    return anchors
+
+
 def group(
     states: Float[Tensor, "batch tokens dim"],
     low: Bool[Tensor, "batch tokens"],

@@ -35,6 +35,7 @@ METHODS: dict[str, Method] = {
     "sparsevlm": SparseVLM(after=(2, 4), counts=(6, 3)),
     "sparsevlm+": SparseVLMPlus(after=(2, 4), counts=(6, 3)),
     "swiftvlm": SwiftVLM(**SWIFT),
+    "grid": SwiftVLM(**SWIFT, anchors="grid", coordinates=0.25),
     "merge": SwiftVLM(**SWIFT, rest="merge"),
     "drop": SwiftVLM(**SWIFT, rest="drop"),
     "renumbered": SwiftVLM(**SWIFT, positions="renumbered"),

@@ -190,6 +190,7 @@ class Prefill:
             final=lambda: self.family.final_norm(self.decoder)(hidden),
             cells=lambda: self._cells(layout),
             start=self._started,
+            turned=lambda: self.rotate(hidden, self._own_positions(layout)),
         )
 
     def _started(self) -> Started:
@@ -234,9 +235,12 @@ class Prefill:
 
         which those of a row behind padding are not (its attention only sees distances).
         """
-        first = layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)
-        rotary = self.rotate(probe.hidden, (layout.position - first).to(probe.hidden.device))
+        rotary = self.rotate(probe.hidden, self._own_positions(layout).to(probe.hidden.device))
         return self._keys(replace(probe, keys=None, rotary=rotary), rope=True)
+
+    def _own_positions(self, layout: Layout) -> Float[Tensor, "batch tokens"]:
+        """Counted from 0 at each row's own first token, whatever padding stands before it."""
+        return layout.position - layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)
 
     def _keys(self, probe: Probe, rope: bool) -> Tensor:
         """The probed layer's keys (batch, kv_heads, tokens, head_dim), turned by the positions or not."""
@@ -252,7 +256,8 @@ class Prefill:
         anchors, groups = torch.zeros_like(low), torch.full_like(layout.slot, -1)
         if isinstance(stage.rest, Merge) and any(merge):
             count = torch.tensor(merge, device=hidden.device)
-            anchors, groups = _grouped(stage.rest, hidden, low, scores, count, max(merge))
+            cells = self._cells(layout) if stage.rest.anchors == "grid" else None
+            anchors, groups = _grouped(stage.rest, hidden, low, scores, cells, count)
         return Choice(layout, kept, anchors, groups, tokens.means(hidden, groups, max(merge)))
 
     def _apply(self, number: int, stage: Stage, choice: Choice, hidden: Tensor, flat: bool) -> Tensor:
@@ -284,12 +289,17 @@ class Prefill:
 
 
 def _grouped(
-    rest: Merge, hidden: Tensor, low: Tensor, scores: Tensor, count: Int[Tensor, " batch"], most: int
+    rest: Merge, hidden: Tensor, low: Tensor, scores: Tensor, cells: Tensor | None, count: Int[Tensor, " batch"]
 ) -> tuple[Bool[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-    """Anchors among the unselected tokens, and the group of each; `most`: the largest of the rows' counts."""
+    """Anchors among the unselected tokens, `count` a row, and the group of each token."""
     if rest.recycled < 1.0:
         low = tokens.keep_top(scores, low, (rest.recycled * low.sum(1).double()).long() + 1)
     if rest.anchors == "peaks":
         return tokens.peaks(hidden, low, count)
-    anchors = tokens.strided(low, count) if rest.anchors == "strided" else tokens.keep_top(scores, low, count)
-    return anchors, tokens.group(hidden, low, anchors, most, rest.refine)
+    if cells is not None:
+        anchors = tokens.covering(low, cells, count)
+    elif rest.anchors == "strided":
+        anchors = tokens.strided(low, count)
+    else:
+        anchors = tokens.keep_top(scores, low, count)
+    return anchors, tokens.group(hidden, low, anchors, int(count.max()), rest.refine)

@@ -8,15 +8,15 @@ from typing import ClassVar, Literal, get_args
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset
 from swiftvlm.profiles import profile_for
-from swiftvlm.scores import TextAttention
+from swiftvlm.scores import Coordinates, TextAttention
 from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Bypass, Drop, Merge, Positions, Rest, Stage
+from swiftvlm.stage import Bypass, Drop, Merge, Positions, Rest, Score, Stage
 
 PAPER_LAYERS = (3, 11, 15)  # LLaVA-1.5-7B, paper sec. 3.2
 PAPER_DEPTH = 32
 AFTER = (3, 10, 14)  # the same in layers already run: "after layer 3", "before layers 11 and 15"
 Fate = Literal["bypass", "merge", "drop"]
-Anchors = Literal["strided", "top"]
+Anchors = Literal["strided", "top", "grid"]
 MergedPosition = Literal["anchor", "mean"]
 SoftmaxOver = Literal["all", "visual"]
 CHOICES = {
@@ -42,6 +42,8 @@ class SwiftVLM(Method):
     - `rest`: what becomes of the unselected at every stage but the last, which drops: "bypass" (default), "merge"
       (groups stay merged and compete as ordinary tokens, P), "drop"; a tuple gives one a stage (B; Table 3).
     - `anchors`, `refine`: how groups are formed (D). `merged_position` (K). `positions`: original ids, or renumbered.
+    - Not in the paper: `anchors="grid"` spreads them over the image's rows and columns; `coordinates` is a share of the
+      visual tokens that every stage keeps for their positions alone, as IVC-Prune does (arXiv:2602.03060).
     - `softmax_over`, `rope`: how the score normalises and turns (G, I); always the mean over heads after softmax (H).
 
     Decisions: merged tokens are never selected, their members are (L); their keys and values stay in the layers that
@@ -72,6 +74,7 @@ class SwiftVLM(Method):
     positions: Positions = "original"
     softmax_over: SoftmaxOver = "all"
     rope: bool = True
+    coordinates: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.merged_share < 1.0:
@@ -84,6 +87,8 @@ class SwiftVLM(Method):
         for name, kind in CHOICES.items():
             if self.__dict__[name] not in get_args(kind):
                 raise MethodError(f"{name} is one of {get_args(kind)}, got {self.__dict__[name]!r}")
+        if not 0.0 <= self.coordinates < 1.0:
+            raise MethodError(f"coordinates is a share of the visual tokens in [0, 1), got {self.coordinates}")
         if self.refine < 0:
             raise MethodError(f"refine counts k-means steps and cannot be negative, got {self.refine}")
 
@@ -95,12 +100,16 @@ class SwiftVLM(Method):
         return tuple(
             Stage(
                 after=layer if i == 0 else layer - 1,
-                score=TextAttention("previous" if i == 0 else "next", self.softmax_over, self.rope),
+                score=self._score("previous" if i == 0 else "next"),
                 rest=self._rest(fate),
                 positions=self.positions,
             )
             for i, (layer, fate) in enumerate(zip(layers, fates, strict=True))
         )
+
+    def _score(self, probe: Literal["previous", "next"]) -> Score:
+        score = TextAttention(probe, self.softmax_over, self.rope)
+        return Coordinates(score, self.coordinates) if self.coordinates else score
 
     def _fates(self, stages: int) -> tuple[Fate, ...]:
         given = (self.rest,) * (stages - 1) if isinstance(self.rest, str) else self.rest

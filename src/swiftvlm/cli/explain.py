@@ -16,9 +16,11 @@ from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
 from swiftvlm.evaluation.tasks import Sample
 from swiftvlm.methods import Method, SwiftVLM
+from swiftvlm.methods.swiftvlm import scaled_layers
 from swiftvlm.mini import pool
 from swiftvlm.selection.explain import SHARES, Explaining, projected, summary_of
 from swiftvlm.selection.story import Story, can, tell_story
+from swiftvlm.shape import ModelShape
 
 
 def explain(
@@ -43,10 +45,11 @@ def explain(
     Example: swiftvlm explain --tasks text --samples 20 --budget 128
     """
     check_out(out)
-    wanted, method = asked_tasks(tasks, samples), _swiftvlm(layers)
+    wanted, method = asked_tasks(tasks, samples), read_method("swiftvlm", layers=layers)
     limit, other = _budget("--budget", budget), _budget("--story", story)
     named = {name.strip(): read_method(name.strip()) for name in methods.split(",")}
-    runner = Explaining(*open_model(model, dtype, device), method, limit)
+    loaded, processor = open_model(model, dtype, device)
+    runner = Explaining(loaded, processor, _waiting(method, ModelShape.of(loaded)), limit)
     able = _able(named | ({"swiftvlm": method} if "swiftvlm" in named else {}), runner, other)
     depths = [stage.after for stage in method.stages(runner.shape)]
     about = header(runner.model, wanted, "explain") | {"budget": limit, "after": depths}
@@ -64,10 +67,14 @@ def explain(
         show(facts, out)
 
 
-def _swiftvlm(layers: str | None) -> SwiftVLM:
-    method = read_method("swiftvlm", layers=layers)
-    if not isinstance(method, SwiftVLM) or (method.layers is not None and len(method.layers) < 2):
-        raise SwiftVLMError(f"--layers {layers}: nothing waits with one stage; give two or more, such as 3,11")
+def _waiting(method: Method, shape: ModelShape) -> SwiftVLM:
+    """The method, if anything waits beside the layers. Raises `SwiftVLMError`."""
+    layers = [stage.after for stage in method.stages(shape)]
+    if not isinstance(method, SwiftVLM) or len(layers) < 2:
+        raise SwiftVLMError(
+            f"with one stage (here after layer {layers[0]}) nothing waits to come back; give two or more --layers, "
+            f"such as {','.join(str(layer) for layer in scaled_layers(shape.layers))}"
+        )
     return method
 
 

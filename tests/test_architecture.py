@@ -11,8 +11,8 @@ ROOT = Path(swiftvlm.__file__).parent
 RANKS = [  # a module imports only from lines above its own
     {"errors"},
     {"plans"},
-    {"shape", "stage", "tokens"},
-    {"budget", "flops", "scores", "trace", "profiles"},
+    {"shape", "stage", "tokens", "tower"},
+    {"budget", "flops", "scores", "reductions", "trace", "profiles"},
     {"methods", "families"},
     {"engine", "figures"},
     {"bench", "inputs"},

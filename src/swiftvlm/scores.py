@@ -1,7 +1,7 @@
 """How tokens are rated: the attention of the last prompt token, or baselines that look at nothing."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,6 +105,22 @@ class Raters:
         start = view.start()
         whole = torch.stack([_raters(start, row) for row in range(len(start.query))]).to(view.slot.device)
         return whole.gather(1, view.slot.clamp(min=0)) & (view.slot >= 0)
+
+
+@dataclass(frozen=True)
+class RankOfAttention:
+    """The first release's count: the rank of the raters' attention to the visual tokens, scaled (int(rank * s + b))."""
+
+    scale: float
+    bias: float
+
+    def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
+        """One count a row, at least 1."""
+        table = Raters().table(view)
+        ranks = [
+            int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)
+        ]
+        return [max(int(rank * self.scale + self.bias), 1) for rank in ranks]
 
 
 def _raters(start: Started, row: int) -> Bool[Tensor, " prompt"]:

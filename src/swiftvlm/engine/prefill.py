@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from swiftvlm import tokens
 from swiftvlm.engine.cache import cached_keys
 from swiftvlm.engine.layout import Beside, Layout, Next, cut, shrink
+from swiftvlm.engine.probe import Probe
 from swiftvlm.engine.prompt import Prompt
 from swiftvlm.engine.segment import Segment
 from swiftvlm.errors import UnsupportedError
@@ -53,16 +54,6 @@ class Aside(Beside):
         # An anchor's slot held the mean, not the anchor: it is restored like every other member.
         exact = (where >= 0) & ~choice.anchors
         return torch.where(exact[..., None], tokens.rows(hidden, where), aligned)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The inputs of the layer whose projections a stage scores with; `keys`: its cached keys where they serve."""
-
-    layer: nn.Module
-    hidden: Tensor
-    rotary: tuple[Tensor, Tensor]
-    keys: Tensor | None = None
 
 
 class Prefill:
@@ -185,7 +176,7 @@ class Prefill:
             *here,
             keep,
             ids,
-            attention_logits=lambda queries, rope: self._logits(probe(), queries, rope).to(hidden.device),
+            attention_logits=lambda queries, rope: probe().logits(self.family, queries, rope).to(hidden.device),
             keys=lambda: self._own_keys(probe(), layout).to(hidden.device),
             final=lambda: self.family.final_norm(self.decoder)(hidden),
             cells=lambda: self._cells(layout),
@@ -218,35 +209,17 @@ class Prefill:
         cos, sin = (part.to(hidden.device) for part in inputs["position_embeddings"])
         return tokens.rows(cos, layout.slot), tokens.rows(sin, layout.slot)
 
-    def _logits(self, probe: Probe, queries: Tensor, rope: bool) -> Tensor:
-        """q.k / sqrt(d) of a few query tokens in float32: (batch, heads, queries, tokens); knows shared key heads."""
-        family, (cos, sin) = self.family, probe.rotary
-        chosen = (tokens.rows(cos, queries), tokens.rows(sin, queries)) if rope else None
-        q = family.queries(probe.layer, tokens.rows(probe.hidden, queries), chosen)
-        k = self._keys(probe, rope)
-        batch, heads, count, width = q.shape
-        # Query heads that share a key head lie together, so no key is repeated.
-        shared = q.reshape(batch, k.shape[1], -1, width).float()
-        logits = shared @ k.float().transpose(2, 3) * family.scaling(probe.layer)
-        return logits.view(batch, heads, count, -1)
-
     def _own_keys(self, probe: Probe, layout: Layout) -> Tensor:
         """Keys turned by positions that count each row's own tokens from 0: their entries are those of the row alone,
 
         which those of a row behind padding are not (its attention only sees distances).
         """
         rotary = self.rotate(probe.hidden, self._own_positions(layout).to(probe.hidden.device))
-        return self._keys(replace(probe, keys=None, rotary=rotary), rope=True)
+        return replace(probe, keys=None, rotary=rotary).projected(self.family, rope=True)
 
     def _own_positions(self, layout: Layout) -> Float[Tensor, "batch tokens"]:
         """Counted from 0 at each row's own first token, whatever padding stands before it."""
         return layout.position - layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)
-
-    def _keys(self, probe: Probe, rope: bool) -> Tensor:
-        """The probed layer's keys (batch, kv_heads, tokens, head_dim), turned by the positions or not."""
-        if rope and probe.keys is not None:
-            return probe.keys
-        return self.family.keys(probe.layer, probe.hidden, probe.rotary if rope else None)
 
     def _choose(self, number: int, stage: Stage, hidden: Tensor, layout: Layout, scores: Tensor) -> Choice:
         keep = torch.tensor(self._counts(number, "kept"), device=hidden.device)

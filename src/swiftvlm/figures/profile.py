@@ -30,7 +30,7 @@ def draw_profile(facts: dict[str, Any]) -> Figure:
     axes.axhline(1.0, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xlabel("layer whose first tokens all layers from the third on see")
     axes.set_ylabel("accuracy relative to vanilla")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, ncols=2, frameon=False)
     return figure

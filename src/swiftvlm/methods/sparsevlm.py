@@ -2,37 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
-
-import torch
+from typing import ClassVar, Literal, get_args
 
 from swiftvlm.budget import Budget, Slot, refuse, target_average
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut, Plan
-from swiftvlm.scores import Raters
+from swiftvlm.scores import RankOfAttention, Raters
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Drop, Measure, Merge, Positions, Stage
 
 AFTER = (3, 7, 16)  # the outputs of layers[2], [6] and [15]
 FIRST_AFTER = (3, 7, 16, 20)  # of the first release
 Version = Literal["1.5", "plus", "first"]
-
-
-@dataclass(frozen=True)
-class RankOfAttention:
-    """The first release's count: the rank of the raters' attention to the visual tokens, scaled (int(rank * s + b))."""
-
-    scale: float
-    bias: float
-
-    def __call__(self, view: Any, scores: Any) -> Sequence[int]:
-        """One count a row, at least 1."""
-        table = Raters().table(view)
-        ranks = [
-            int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)
-        ]
-        return [max(int(rank * self.scale + self.bias), 1) for rank in ranks]
 
 
 @dataclass(frozen=True)

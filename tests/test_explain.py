@@ -175,6 +175,8 @@ def test_the_command_resumes_and_its_figures_show_its_numbers(untrained, tmp_pat
     assert drawn == [len(planes["0.2"][0][key]) for key in ("members", "means", "merged")]
     assert main([*command, "--layers", "2,4"]) == 2
     assert "measured with another" in capsys.readouterr().err
+    assert main([*command, "--story-of", "test/refx/3"]) == 2
+    assert "a question is called test/TASK/NUMBER" in capsys.readouterr().err
     assert main([*command, "--layers", "4"]) == 2
     assert "with one stage (here after layer 4) nothing waits" in capsys.readouterr().err
 

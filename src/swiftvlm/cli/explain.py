@@ -14,7 +14,7 @@ from swiftvlm.cli.parse import print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.tasks import Sample
+from swiftvlm.evaluation.tasks import Sample, embedded_task
 from swiftvlm.methods import Method, SwiftVLM
 from swiftvlm.methods.swiftvlm import scaled_layers
 from swiftvlm.mini import pool
@@ -35,6 +35,10 @@ def explain(
     methods: Annotated[str, typer.Option(help="Methods of the story; the last is the one that keeps.")] = (
         "fastv,pdrop,swiftvlm"
     ),
+    story_of: Annotated[
+        str | None,
+        typer.Option(help="Where the story is looked for (default: in all that is asked): test/ref+/12, ..."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Result file; a run that was stopped goes on.")] = Path("explain.json"),
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
@@ -59,7 +63,7 @@ def explain(
         runner.explain(asked, journal, tell)
     facts = summary_of(rows_of(journal, wanted), runner.shape.layers)
     facts["changes"] = _changes(runner, asked)
-    facts["story"] = tell_story(runner, asked, able, other)
+    facts["story"] = tell_story(runner, asked if story_of is None else _named(story_of), able, other)
     journal.finish([facts])
     if json:
         print_json(facts)
@@ -76,6 +80,17 @@ def _waiting(method: Method, shape: ModelShape) -> SwiftVLM:
             f"such as {','.join(str(layer) for layer in scaled_layers(shape.layers))}"
         )
     return method
+
+
+def _named(keys: str) -> list[Sample]:
+    """Questions of the test pool by key. Raises `SwiftVLMError`."""
+    found = []
+    for key in keys.split(","):
+        pool_name, task, number = (*key.strip().split("/"), "", "")[:3]
+        if pool_name != "test" or task not in pool.TASKS or not (number.isdecimal() and int(number) < pool.SIZE):
+            raise SwiftVLMError(f"--story-of {key}: a question is called test/TASK/NUMBER, such as test/ref+/12")
+        found.append(embedded_task(task, int(number) + 1).samples[int(number)])
+    return found
 
 
 def _budget(option: str, text: str) -> int | float:

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+MARKS = "osD"  # one shape a round of colours
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 
 
@@ -25,18 +26,21 @@ def draw_accuracy(summary: list[dict[str, Any]]) -> Figure:
     for axes in panels[len(tasks) :]:
         axes.remove()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), fontsize=8, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), fontsize=8, frameon=False
+    )
     return figure
 
 
 def _panel(axes: Axes, task: str, records: list[dict[str, Any]], methods: list[str]) -> None:
-    for color, method in zip(COLORS * 3, methods, strict=False):
+    looks = [(color, mark) for mark in MARKS for color in COLORS]
+    for (color, mark), method in zip(looks, methods, strict=False):
         points = sorted(
             (record for record in records if _method(record) == method), key=lambda record: record["tokens"]
         )
         x = [point["tokens"] for point in points]
         y, error = ([100 * point[key] for point in points] for key in ("accuracy", "error"))
-        axes.errorbar(x, y, error, label=method, color=color, marker="o", markersize=4, capsize=2, linewidth=1.4)
+        axes.errorbar(x, y, error, label=method, color=color, marker=mark, markersize=4, capsize=2, linewidth=1.4)
     for record in records:
         if record["cell"] == "vanilla":
             axes.axhline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label="vanilla")

@@ -22,15 +22,15 @@ def draw_stages(image: Image, story: Mapping[str, Any]) -> Figure:
     """
     runs = {name: Trace.from_json(said["trace"]).last for name, said in story["said"].items()}
     columns = max(len(run.after) for run in runs.values())
-    figure = Figure(figsize=(2.7 * columns + 0.4, 3.05 * len(runs) + 0.6), layout="constrained")
+    figure = Figure(figsize=(2.7 * columns + 0.4, 3.1 * len(runs) + 0.8), layout="constrained")
     figure.suptitle(_title(story), fontsize=11, fontweight="bold")
-    panels = figure.subplots(len(runs), columns, squeeze=False)
-    for line, (name, run) in zip(panels, runs.items(), strict=True):
-        for stage, axes in enumerate(line):
+    lines = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
+    for line, (name, run) in zip(lines, runs.items(), strict=True):
+        line.suptitle(" ".join(_words(name, run, story["said"][name])), x=0.01, ha="left", fontsize=9)
+        for stage, axes in enumerate(line.subplots(1, columns, squeeze=False)[0]):
             axes.axis("off")
             if stage < len(run.after):
                 _panel(axes, image, run, stage, story["target"])
-        line[0].text(0, 1.12, _words(name, run, story["said"][name]), transform=line[0].transAxes, fontsize=9)
     figure.supxlabel("dark: not selected at this stage; green: what was asked about", fontsize=8)
     return figure
 
@@ -43,7 +43,7 @@ def draw_lost(image: Image, story: Mapping[str, Any]) -> Figure:
     for axes, (name, run) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
         axes.axis("off")
         _panel(axes, image, run, len(run.after) - 1, story["target"])
-        axes.set_title(_words(name, run, story["said"][name]), fontsize=9)
+        axes.set_title("\n".join(_words(name, run, story["said"][name])), fontsize=9)
     figure.supxlabel("dark: not selected by the last stage; green: what was asked about", fontsize=8)
     return figure
 
@@ -52,9 +52,9 @@ def _title(story: Mapping[str, Any]) -> str:
     return f"{story['question']}  (true: {story['answer']})"
 
 
-def _words(name: str, run: Run, said: Said) -> str:
+def _words(name: str, run: Run, said: Said) -> tuple[str, str]:
     mark = "right" if said["right"] else "wrong"
-    return f"{name}, {run.average_tokens:.0f} tokens a layer: {said['words']} ({mark})"
+    return f"{name}, {run.average_tokens:.0f} tokens a layer:", f"{said['words']} ({mark})"
 
 
 def _panel(axes: Axes, image: Image, run: Run, stage: int, target: list[int]) -> None:

@@ -215,7 +215,7 @@ def test_dart_equals_the_slow_reference(case: Case, after: int, keep: int, pivot
 
 
 @given(case=CASES, after=DEPTHS, counts=st.lists(st.integers(1, 14), min_size=3, max_size=3, unique=True).map(sorted))
-@EXAMPLES
+@settings(EXAMPLES, max_examples=10)
 def test_sparsevlm_equals_the_slow_reference(case: Case, after: list[int], counts: list[int]) -> None:
     """SparseVLM: raters, density peaks, merged tokens behind the kept ones; kept, anchors, groups and logits."""
     depths, kept = tuple(after), tuple(counts[::-1][: len(after)])
@@ -232,7 +232,7 @@ def test_sparsevlm_equals_the_slow_reference(case: Case, after: list[int], count
 
 
 @given(case=CASES, after=DEPTHS, counts=st.lists(st.integers(1, 14), min_size=3, max_size=3, unique=True).map(sorted))
-@EXAMPLES
+@settings(EXAMPLES, max_examples=8)
 def test_sparsevlm_plus_equals_the_slow_reference(case: Case, after: list[int], counts: list[int]) -> None:
     """SparseVLM+: raters only."""
     depths, kept = tuple(after), tuple(counts[::-1][: len(after)])

@@ -173,8 +173,8 @@ TILES: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("name", TILES)
-@pytest.mark.parametrize(("side", "seed"), [(4, 0), (8, 1), (8, 2)])
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.75])
+@pytest.mark.parametrize(("side", "seed"), [(4, 0), (8, 1)])
+@pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_tile_equals_the_slow_reference(name, side, seed, share):
     """Whom the tokens stand for, in the order in which they are fed, and the tokens themselves."""
     method, reference = TILES[name]

@@ -51,6 +51,7 @@ def explain(
     check_out(out)
     wanted, method = asked_tasks(tasks, samples), read_method("swiftvlm", layers=layers)
     limit, other = _budget("--budget", budget), _budget("--story", story)
+    told_of = samples_of(wanted) if story_of is None else _named(story_of)
     named = {name.strip(): read_method(name.strip()) for name in methods.split(",")}
     loaded, processor = open_model(model, dtype, device)
     runner = Explaining(loaded, processor, _waiting(method, ModelShape.of(loaded)), limit)
@@ -63,7 +64,7 @@ def explain(
         runner.explain(asked, journal, tell)
     facts = summary_of(rows_of(journal, wanted), runner.shape.layers)
     facts["changes"] = _changes(runner, asked)
-    facts["story"] = tell_story(runner, asked if story_of is None else _named(story_of), able, other)
+    facts["story"] = tell_story(runner, told_of, able, other)
     journal.finish([facts])
     if json:
         print_json(facts)

@@ -46,7 +46,7 @@ def explain(
 ) -> None:
     """Measure why bypass works: rankings of layers, what is kept of them, and how merged tokens stand for members.
 
-    Example: swiftvlm explain --tasks text --samples 20 --budget 128
+    Example: swiftvlm explain --tasks text --samples 20 --budget 128 --layers 3,8,11
     """
     check_out(out)
     wanted, method = asked_tasks(tasks, samples), read_method("swiftvlm", layers=layers)

@@ -259,7 +259,7 @@ OPTIONS = (
 WORDS = st.sampled_from([*OPTIONS.split(), ""])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     command=st.sampled_from(["run", "plan", "methods", "families", "rnu"]),
     words=st.lists(WORDS, max_size=7),

@@ -1,5 +1,6 @@
 """The laws for methods that act before the language model; that they choose right is what their references say."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -228,16 +229,14 @@ def test_a_later_turn_is_refused():
 @every
 def test_half_precision(method, dtype):
     """Law 12: it runs, keeps its counts, and its answer is finite."""
-    model = tiny().to(dtype)
-    try:
-        batch = batch_of(model, list(mixed_rows(tiny())))
-        batch["pixel_values"] = batch["pixel_values"].to(dtype)
-        with swiftvlm.prune(model, method) as trace:
-            logits = model(**batch).logits
-        assert torch.isfinite(logits[:, -1]).all()
-        assert trace.per_row[0][0] == method.plan(ModelShape.of(model), 16, 5).tokens_per_layer[0]
-    finally:
-        model.float()
+    # A copy: other tests share the model, and its weights would come back rounded.
+    model = deepcopy(tiny()).to(dtype)
+    batch = batch_of(model, list(mixed_rows(tiny())))
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    with swiftvlm.prune(model, method) as trace:
+        logits = model(**batch).logits
+    assert torch.isfinite(logits[:, -1]).all()
+    assert trace.per_row[0][0] == method.plan(ModelShape.of(model), 16, 5).tokens_per_layer[0]
 
 
 def test_families_without_a_tower_are_told():

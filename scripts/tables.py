@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from swiftvlm.evaluation.scorers import paired
+from swiftvlm.evaluation.summary import VANILLA
 
 SIDES = (("ref", "ref+", "refg"), ("text", "gqa", "pope"))
 TWO_SIDED = 1.96  # standard errors of a 95% interval
-Scores = dict[tuple[str, str], dict[str, float]]  # (cell, task) -> question -> score
 
 
 def main() -> None:
@@ -26,31 +26,33 @@ def main() -> None:
     parser.add_argument("--cells", help="cells by name, with commas; all of them otherwise")
     parser.add_argument("--against", help="the cell to subtract")
     asked = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(asked.file.read_text())["rows"]
-    scores: Scores = defaultdict(dict)
-    for row in rows:
-        scores[row["cell"], row["task"]][row["key"]] = row["score"]
-    cells = asked.cells.split(",") if asked.cells else list(dict.fromkeys(row["cell"] for row in rows))
-    print("\n".join(differences(scores, cells, asked.against) if asked.against else table(scores, cells, rows)))
+    data: dict[str, list[dict[str, Any]]] = json.loads(asked.file.read_text())
+    records = {(record["cell"], record["task"]): record for record in data["summary"]}
+    cells = asked.cells.split(",") if asked.cells else list(dict.fromkeys(cell for cell, _ in records))
+    print("\n".join(differences(data["rows"], cells, asked.against) if asked.against else table(records, cells)))
 
 
-def table(scores: Scores, cells: list[str], rows: list[dict[str, Any]]) -> list[str]:
+def table(records: dict[tuple[str, str], dict[str, Any]], cells: list[str]) -> list[str]:
     """One line a cell: accuracy in %, each side relative to vanilla on the same questions, tokens and GFLOPs."""
     heads = [name for side in SIDES for name in (*(f"`{task}`" for task in side), "avg")]
     lines = ["| | " + " | ".join([*heads, "tokens", "GFLOPs"]) + " |", "|---" * (len(heads) + 3) + "|"]
     for cell in cells:
         told = []
         for side in SIDES:
-            told += [f"{100 * _mean(scores[cell, task]):.0f}" for task in side]
-            told.append("" if cell == "vanilla" else f"{_relative(scores, cell, side):.0f}%")
-        mine = [row for row in rows if row["cell"] == cell]
-        tokens, flops = (sum(row[key] for row in mine) / len(mine) for key in ("tokens", "flops"))
+            mine = [records[cell, task] for task in side]
+            told += [f"{100 * record['accuracy']:.0f}" for record in mine]
+            told.append("" if cell == VANILLA else f"{100 * _mean(mine, 'relative'):.0f}%")
+        every = [record for (name, _), record in records.items() if name == cell]
+        tokens, flops = _mean(every, "tokens"), _mean(every, "flops")
         lines.append(f"| {cell} | " + " | ".join([*told, f"{tokens:.0f}", f"{flops / 1e9:.1f}"]) + " |")
     return lines
 
 
-def differences(scores: Scores, cells: list[str], base: str) -> list[str]:
+def differences(rows: list[dict[str, Any]], cells: list[str], base: str) -> list[str]:
     """Each cell minus the base, on the questions that both answered."""
+    scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)  # (cell, task) -> question -> score
+    for row in rows:
+        scores[row["cell"], row["task"]][row["key"]] = row["score"]
     lines = [f"| minus {base} | boxes | others |", "|---|---|---|"]
     for cell in cells:
         told = []
@@ -67,18 +69,8 @@ def differences(scores: Scores, cells: list[str], base: str) -> list[str]:
     return lines
 
 
-def _mean(scores: dict[str, float]) -> float:
-    return sum(scores.values()) / len(scores)
-
-
-def _relative(scores: Scores, cell: str, side: tuple[str, ...]) -> float:
-    """Percent of vanilla, mean over tasks."""
-    shares = []
-    for task in side:
-        keys = [key for key in scores[cell, task] if key in scores["vanilla", task]]
-        mine, whole = (sum(scores[name, task][key] for key in keys) for name in (cell, "vanilla"))
-        shares.append(100 * mine / whole)
-    return sum(shares) / len(shares)
+def _mean(records: list[dict[str, Any]], key: str) -> float:
+    return float(sum(record[key] for record in records) / len(records))
 
 
 if __name__ == "__main__":

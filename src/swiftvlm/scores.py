@@ -89,16 +89,18 @@ class Raters:
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Attention probability of each token, mean over heads and raters."""
-        return self.table(view).sum(1) / self.chosen(view).sum(1, keepdim=True).clamp(min=1)
+        table, real = self.table(view)
+        return table.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
 
-    def table(self, view: View) -> Float[Tensor, "batch raters tokens"]:
-        """Every rater's head-mean attention; rows of zeros behind a row's last rater."""
-        queries, real = places(self.chosen(view), int(self.chosen(view).sum(1).max()))
+    def table(self, view: View) -> tuple[Float[Tensor, "batch raters tokens"], Bool[Tensor, "batch raters"]]:
+        """Every rater's head-mean attention, and which are real: rows of zeros behind a row's last rater."""
+        chosen = self.chosen(view)
+        queries, real = places(chosen, int(chosen.sum(1).max()))
         logits = view.attention_logits(queries, True)
         causal = torch.arange(view.slot.shape[1], device=view.slot.device) <= queries[..., None]
         keys = view.present[:, None] & causal & real[..., None]
         weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
-        return torch.nan_to_num(weights).mean(1)
+        return torch.nan_to_num(weights).mean(1), real
 
     def chosen(self, view: View) -> Bool[Tensor, "batch tokens"]:
         """Which tokens of the view rate. Text is never dropped, so the choice is the same at every stage."""
@@ -116,7 +118,7 @@ class RankOfAttention:
 
     def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
         """One count a row, at least 1."""
-        table = Raters().table(view)
+        table, _ = Raters().table(view)
         ranks = [
             int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)
         ]
@@ -127,13 +129,18 @@ def _raters(start: Started, row: int) -> Bool[Tensor, " prompt"]:
     """Of one row, by slot."""
     visual, chosen = start.candidates[row].nonzero()[:, 0], torch.zeros_like(start.present[row])
     if len(visual):
-        slots = torch.arange(len(chosen), device=visual.device)
-        text = (start.present[row] & (slots > visual[-1]) & (slots <= start.query[row])).nonzero()[:, 0]
+        text = _behind(start.present[row], visual, start.query[row])
         states = start.hidden[row].float()
         shares = torch.softmax(states[visual] @ states[text].T, dim=-1).mean(0)
         more = shares > shares.mean()
         chosen[text[more] if bool(more.any()) else text] = True
     return chosen
+
+
+def _behind(present: Bool[Tensor, " tokens"], visual: Int[Tensor, " visual"], query: Tensor) -> Int[Tensor, " text"]:
+    """Places of a row's text behind its last visual token, the last prompt token included."""
+    place = torch.arange(len(present), device=present.device)
+    return (present & (place > visual[-1]) & (place <= query)).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -197,12 +204,10 @@ class Dissimilar:
         sizes = view.keys().float().abs().sum((1, 3))
         units = torch.nn.functional.normalize(view.final().float(), dim=-1)
         scores = torch.zeros(view.slot.shape, device=view.slot.device)
-        places = torch.arange(view.slot.shape[1], device=view.slot.device)
         for row, keep in enumerate(view.keep):
             visual = view.candidates[row].nonzero()[:, 0]
             if len(visual):
-                behind = view.present[row] & (places > visual[-1]) & (places <= view.query[row])
-                text = behind.nonzero()[:, 0]
+                text = _behind(view.present[row], visual, view.query[row])
                 scores[row, self._chosen(sizes[row], units[row], visual, text, min(keep, len(visual)))] = 1.0
         return scores
 

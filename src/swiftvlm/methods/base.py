@@ -1,6 +1,7 @@
 """`Method`: what every pruning method is. Subclasses are frozen dataclasses whose fields are the hyper-parameters."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -138,8 +139,9 @@ def proportional(
 
     if average_of(1) > average + 1e-9:
         refuse(slots, layers, visual, average, average_of(1))
+    # Every prompt asks for its plan, so not every size is tried: the average grows with the size.
     sizes = range(1, visual * (parts[0] // min(parts) + 1))
-    return cuts(max(size for size in sizes if average_of(size) <= average + 1e-9))
+    return cuts(bisect_right(sizes, average + 1e-9, key=average_of))
 
 
 def slots_of(stages: Sequence[Stage], merged_share: float, reduces: bool = False) -> tuple[Slot, ...]:

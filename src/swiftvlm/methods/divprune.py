@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from swiftvlm.methods.base import Method
+from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.divprune import Farthest
-from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.stage import Reduction
 
 
 @dataclass(frozen=True)
-class DivPrune(Method):
+class DivPrune(Tiled):
     """DivPrune (Alvar et al., CVPR 2025, arXiv:2503.02175): patches as far apart as possible, attention not looked at.
 
     Follows the official code: max-min distance (1 - cosine) on the projected features; numbered afresh.
@@ -21,14 +20,7 @@ class DivPrune(Method):
     paper: ClassVar[str] = "arXiv:2503.02175"
     source: ClassVar[str] = "official code"
 
-    counts: tuple[int, ...] | None = None
-    positions: Positions = "renumbered"
-
     @property
     def reduction(self) -> Reduction:
         """Every tile on its own."""
         return Farthest(self.positions)
-
-    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
-        """None inside the model."""
-        return ()

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from swiftvlm.errors import MethodError
-from swiftvlm.methods.base import Method
+from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.hiprune import Hierarchy
-from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.stage import Reduction
 
 
 @dataclass(frozen=True)
-class HiPrune(Method):
+class HiPrune(Tiled):
     """HiPrune (arXiv:2508.00553): `alpha` / 5 of the tokens are anchors of a middle layer of the tower.
 
     Follows the official code: scores are the attention that a patch receives, mean over heads and all tokens; anchors
@@ -24,9 +23,7 @@ class HiPrune(Method):
     paper: ClassVar[str] = "arXiv:2508.00553"
     source: ClassVar[str] = "official code"
 
-    counts: tuple[int, ...] | None = None
     alpha: float = 0.1
-    positions: Positions = "renumbered"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
@@ -36,7 +33,3 @@ class HiPrune(Method):
     def reduction(self) -> Reduction:
         """Every tile on its own."""
         return Hierarchy(self.alpha, self.positions)
-
-    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
-        """None inside the model."""
-        return ()

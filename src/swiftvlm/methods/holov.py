@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from swiftvlm.errors import MethodError
-from swiftvlm.methods.base import Method
+from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.holov import Shared
-from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.stage import Reduction
 
 
 @dataclass(frozen=True)
-class HoloV(Method):
+class HoloV(Tiled):
     """HoloV (NeurIPS 2025, arXiv:2510.02912): shares for `crops` stretches of the image, by attention and variety.
 
     Follows the official code: a patch's score is 1000 x its [CLS] attention plus `alpha` x the variance of its cosines
@@ -26,10 +25,8 @@ class HoloV(Method):
     paper: ClassVar[str] = "arXiv:2510.02912"
     source: ClassVar[str] = "official code; two flaws mended"
 
-    counts: tuple[int, ...] | None = None
     alpha: float = 0.09
     crops: int = 16
-    positions: Positions = "renumbered"
 
     def __post_init__(self) -> None:
         if self.crops < 1:
@@ -39,7 +36,3 @@ class HoloV(Method):
     def reduction(self) -> Reduction:
         """Every tile on its own."""
         return Shared(self.alpha, self.crops, self.positions)
-
-    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
-        """None inside the model."""
-        return ()

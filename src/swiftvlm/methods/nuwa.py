@@ -1,23 +1,18 @@
 """Nuwa: patches from every corner of the image, some gathering their surroundings, and one cut inside the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from swiftvlm.budget import Budget, Slot
-from swiftvlm.errors import MethodError
-from swiftvlm.methods.base import Method, Preset, at_depth, proportional
-from swiftvlm.plans import Cut
+from swiftvlm.methods.base import Preset
+from swiftvlm.methods.tiles import TiledThenCut
 from swiftvlm.reductions.nuwa import Regions
 from swiftvlm.scores import TextAttention
-from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Positions, Reduction, Stage
-
-PARTS = (336, 48)  # tokens before and behind the cut inside, of the published 192
+from swiftvlm.stage import Positions, Reduction
 
 
 @dataclass(frozen=True)
-class Nuwa(Method):
+class Nuwa(TiledThenCut):
     """Nuwa (ICLR 2026, arXiv:2602.02951): coverage of the grid and true positions, which keep boxes.
 
     Follows the official code: of every 2 x 2 region the best by [CLS] attention (sum over heads), of these the best
@@ -38,28 +33,12 @@ class Nuwa(Method):
         "128": Preset((0, 16), ((224, 0), (32, 0))),
         "64": Preset((0, 16), ((112, 0), (16, 0))),
     }
+    parts: ClassVar[tuple[int, int]] = (336, 48)
+    score: ClassVar[TextAttention] = TextAttention("previous")
 
-    after: tuple[int, ...] | None = None
-    counts: tuple[int, ...] | None = None
     positions: Positions = "original"
-
-    def __post_init__(self) -> None:
-        if self.after is not None and len(self.after) != 1:
-            raise MethodError(f"after names the one cut inside the model, such as (16,), got {self.after}")
 
     @property
     def reduction(self) -> Reduction:
         """Every tile on its own."""
         return Regions(self.positions)
-
-    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
-        """One cut."""
-        (after,) = self.after or at_depth((16,), shape.layers)
-        return (Stage(after, TextAttention("previous"), positions=self.positions),)
-
-    def _cuts(
-        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
-    ) -> tuple[Cut, ...]:
-        if budget is None:
-            return super()._cuts(slots, shape, visual, budget, preset)
-        return proportional(PARTS, slots, shape.layers, visual, budget)

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from swiftvlm.methods.base import Method
+from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.prumerge import Outstanding
-from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.stage import Reduction
 
 
 @dataclass(frozen=True)
-class PruMerge(Method):
+class PruMerge(Tiled):
     """LLaVA-PruMerge (Shang et al., ICCV 2025, arXiv:2403.15388): what [CLS] looks at, enriched, and the rest in one.
 
     Follows the official code: attention with the tower's last keys and [CLS]'s query, all heads as one; every kept
@@ -27,18 +26,12 @@ class PruMerge(Method):
     paper: ClassVar[str] = "arXiv:2403.15388"
     source: ClassVar[str] = "official code; each tile by itself"
 
-    counts: tuple[int, ...] | None = None
     adaptive: bool = False
-    positions: Positions = "renumbered"
 
     @property
     def reduction(self) -> Reduction:
         """Every tile on its own."""
         return Outstanding(plus=False, adaptive=self.adaptive, positions=self.positions)
-
-    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
-        """None inside the model."""
-        return ()
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from swiftvlm.methods.base import Method, Preset
+from swiftvlm.methods.base import Preset
+from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.visionzip import VisionZipReduction
-from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.stage import Reduction
 
 
 @dataclass(frozen=True)
-class VisionZip(Method):
+class VisionZip(Tiled):
     """VisionZip (Yang et al., CVPR 2025, arXiv:2412.04467): merged before the projector, the model itself untouched.
 
     Follows the official code: patches with the largest [CLS] attention (sum over heads of the layer that made the
@@ -30,15 +30,9 @@ class VisionZip(Method):
         "64": Preset((0,), ((54, 10),)),
     }
 
-    counts: tuple[int, ...] | None = None
     merged_share: float = 10 / 64
-    positions: Positions = "renumbered"
 
     @property
     def reduction(self) -> Reduction:
         """Every tile on its own."""
         return VisionZipReduction(self.positions)
-
-    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
-        """None inside the model."""
-        return ()

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from swiftvlm.errors import MethodError
-from swiftvlm.methods.base import Method
+from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.vispruner import ImportantAndDiverse
-from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.stage import Reduction
 
 
 @dataclass(frozen=True)
-class VisPruner(Method):
+class VisPruner(Tiled):
     """VisPruner (Zhang et al., ICCV 2025, arXiv:2412.01818): important patches by [CLS] attention, diverse ones beside.
 
     Follows the official code: `ratio` of the tokens are those with the largest [CLS] attention (mean over heads of the
@@ -25,9 +24,7 @@ class VisPruner(Method):
     paper: ClassVar[str] = "arXiv:2412.01818"
     source: ClassVar[str] = "official code; odd counts mended"
 
-    counts: tuple[int, ...] | None = None
     ratio: float = 0.5
-    positions: Positions = "renumbered"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.ratio <= 1.0:
@@ -37,7 +34,3 @@ class VisPruner(Method):
     def reduction(self) -> Reduction:
         """Every tile on its own."""
         return ImportantAndDiverse(self.ratio, self.positions)
-
-    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
-        """None inside the model."""
-        return ()

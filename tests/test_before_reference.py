@@ -1,5 +1,6 @@
 """Methods before the language model against their slow references: whom each token stands for, logits, eight steps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from swiftvlm.methods.prumerge import PruMerge, PruMergePlus
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
 from swiftvlm.methods.vscan import VScan
-from swiftvlm.tower import Seen
+from swiftvlm.tower import Block, Seen
 from tests.reference import slow_prelm as slow
 from tests.support import IMAGE, PATCH, SIDE, Row, batch_of, make_row, tiny
 
@@ -128,7 +129,7 @@ def random_tower(side: int, seed: int) -> slow.Tower:
     return slow.Tower(hidden, queries, keys, side, lambda states: torch.tanh(states @ matrix))
 
 
-def seen_of(tower: slow.Tower) -> Seen:
+def seen_of(tower: slow.Tower, blocks: Sequence[Block] = (), clusters: int = 0) -> Seen:
     """The same, as methods see it."""
     features = tower.hidden[-2][1:]
     return Seen(
@@ -142,6 +143,8 @@ def seen_of(tower: slow.Tower) -> Seen:
         states=lambda index: tower.hidden[index],
         queries=lambda index: tower.q[index],
         keys=lambda index: tower.k[index],
+        block=lambda index: blocks[index],
+        clusters=clusters,
     )
 
 

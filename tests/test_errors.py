@@ -27,7 +27,13 @@ from swiftvlm.families import FAMILIES
 from swiftvlm.families.base import Family
 from swiftvlm.families.llava import Llava
 from swiftvlm.methods.base import Method
+from swiftvlm.methods.cdpruner import CDPruner
 from swiftvlm.methods.fastv import FastV
+from swiftvlm.methods.greedyprune import GreedyPrune
+from swiftvlm.methods.ivcprune import IVCPrune
+from swiftvlm.methods.star import Star
+from swiftvlm.methods.topv import TopV
+from swiftvlm.methods.vitcop import ViTCoP
 from swiftvlm.plans import Cut
 from swiftvlm.scores import TextAttention
 from swiftvlm.stage import Bypass, Stage
@@ -348,6 +354,54 @@ def test_stages_of_a_users_own_are_checked():
     blind = Made(given=(Stage(2, TextAttention("previous"), Bypass()), Stage(4, TextAttention("previous"))))
     with pytest.raises(MethodError, match=r"made: the stage after layer 4 cannot read .*; score with probe='next'"):
         swiftvlm.prune(tiny(), blind, budget=0.5)
+
+
+def test_a_stage_that_trims_is_the_only_one():
+    """Caches of several lengths cannot be cut to one set of tokens."""
+    score = TextAttention("previous")
+    two = Made(given=(Stage(2, score, trims=True), Stage(4, score)))
+    with pytest.raises(MethodError, match=r"made: a stage that trims the caches .* got stages after \[2, 4\]"):
+        swiftvlm.prune(tiny(), two, budget=0.5)
+
+
+OTHERS = {
+    "topv": (TopV, {"recover": 1}, r"recover is a step over unchosen tokens of at least 2, got 1"),
+    "greedyprune": (GreedyPrune, {"alike": 1.5}, r"alike is a cosine in \[-1, 1\], got 1\.5"),
+    "coordinates": (IVCPrune, {"coordinates": 1.0}, r"coordinates is a share .*\[0, 1\), got 1\.0"),
+    "seeds": (IVCPrune, {"seeds": -0.1}, r"seeds is a share .*\[0, 1\), got -0\.1"),
+    "star": (Star, {"after": (2, 3)}, r"after names the one cut inside the model, .* got \(2, 3\)"),
+    "vitcop": (ViTCoP, {"after": (2,)}, r"after names the two cuts inside the model, .* got \(2,\)"),
+}
+
+
+@pytest.mark.parametrize(("method", "fields", "message"), OTHERS.values(), ids=OTHERS)
+def test_fields_of_other_methods_are_checked(method, fields, message):
+    """When the method is made."""
+    with pytest.raises(MethodError, match=message):
+        method(**fields)
+
+
+def test_cdpruner_needs_a_relevance():
+    """It can be planned without one; running names the way, and a relevance must fit its tile."""
+    assert swiftvlm.plan("cdpruner", 192, SHAPE, 576).average_tokens == 192
+    with pytest.raises(MethodError, match=r"takes a CLIP text tower: pass CDPruner\(relevance=.*'divprune' needs none"):
+        swiftvlm.prune(tiny(), "cdpruner", budget=9)
+    model = tiny()
+    wrong = CDPruner(counts=(3,), relevance=lambda seen: torch.zeros(5))
+    with (
+        swiftvlm.prune(model, wrong),
+        pytest.raises(MethodError, match=r"one number a patch, \(16,\), got \(5,\)"),
+    ):
+        model(**batch_of(model, [make_row(model, 0)]))
+
+
+@pytest.mark.parametrize("budget", [1, 3])
+def test_vitcop_says_what_it_can_reach(budget):
+    """Its first cut follows from the budget, and holds for some layers."""
+    with pytest.raises(
+        BudgetError, match=rf"a budget of {budget} .*cannot be reached: stages after layers \[0, 2, 22\]"
+    ):
+        swiftvlm.plan("vitcop", budget, SHAPE, 576)
 
 
 def test_unmeasured_depths_warn_with_what_is_used():

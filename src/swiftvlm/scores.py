@@ -33,9 +33,11 @@ class View:
 
     Worked out only when called: `attention_logits(queries, rope)`, float32 q.k / sqrt(d) rows of the probed layer for
     the tokens at `queries`, (batch, heads, queries, tokens); `keys()`, that layer's keys, turned by positions from 0,
-    (batch, kv_heads, tokens, head_dim); `final()`, the states behind the model's last norm; `cells()`, image, tile,
-    grid row and grid column of every token, (batch, tokens, 4), -1 where it has none; `start()`, the prompt before any
-    layer; `turned()`, cos and sin of every token's position counted from its row's first, (batch, tokens, head_dim).
+    and `values()`, its values, (batch, kv_heads, tokens, head_dim); `entered()`, the states that went into it, (batch,
+    tokens, dim); `final()`, the states behind the model's last norm; `cells()`, image, tile, grid row and grid column
+    of every token, (batch, tokens, 4), -1 where it has none; `start()`, the prompt before any layer; `turned()`, cos
+    and sin of every token's position counted from its row's first, (batch, tokens, head_dim); `labels()`, the cluster
+    that a cut before the language model put every token in, (batch, tokens), -1 = none.
     """
 
     hidden: Float[Tensor, "batch tokens dim"]
@@ -47,10 +49,13 @@ class View:
     input_ids: Int[Tensor, "batch prompt"]
     attention_logits: Callable[[Tensor, bool], Tensor]
     keys: Callable[[], Tensor]
+    values: Callable[[], Tensor]
+    entered: Callable[[], Tensor]
     final: Callable[[], Tensor]
     cells: Callable[[], Tensor]
     start: Callable[[], Started]
     turned: Callable[[], tuple[Tensor, Tensor]]
+    labels: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,34 @@ class Raters:
     def chosen(self, view: View) -> Bool[Tensor, "batch tokens"]:
         """Which tokens of the view rate. Text is never dropped, so the choice is the same at every stage."""
         start = view.start()
-        whole = torch.stack([_raters(start, row) for row in range(len(start.query))]).to(view.slot.device)
+        whole = torch.stack([self._raters(start, row) for row in range(len(start.query))]).to(view.slot.device)
         return whole.gather(1, view.slot.clamp(min=0)) & (view.slot >= 0)
+
+    def _raters(self, start: Started, row: int) -> Bool[Tensor, " prompt"]:
+        """Of one row, by slot."""
+        visual, chosen = start.candidates[row].nonzero()[:, 0], torch.zeros_like(start.present[row])
+        if len(visual):
+            text = behind(start.present[row], visual, start.query[row])
+            chosen[text[self._above(start.hidden[row].float(), visual, text)]] = True
+        return chosen
+
+    def _above(
+        self, states: Float[Tensor, "prompt dim"], visual: Int[Tensor, " visual"], text: Int[Tensor, " text"]
+    ) -> Bool[Tensor, " text"]:
+        """Which text gets more than the average."""
+        shares = torch.softmax(states[visual] @ states[text].T, dim=-1).mean(0)
+        more = shares > shares.mean()
+        return more if bool(more.any()) else torch.ones_like(more)
+
+
+@dataclass(frozen=True)
+class AllText(Raters):
+    """Mean attention from all text behind the image."""
+
+    def _above(
+        self, states: Float[Tensor, "prompt dim"], visual: Int[Tensor, " visual"], text: Int[Tensor, " text"]
+    ) -> Bool[Tensor, " text"]:
+        return torch.ones_like(text, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -125,19 +156,7 @@ class RankOfAttention:
         return [max(int(rank * self.scale + self.bias), 1) for rank in ranks]
 
 
-def _raters(start: Started, row: int) -> Bool[Tensor, " prompt"]:
-    """Of one row, by slot."""
-    visual, chosen = start.candidates[row].nonzero()[:, 0], torch.zeros_like(start.present[row])
-    if len(visual):
-        text = _behind(start.present[row], visual, start.query[row])
-        states = start.hidden[row].float()
-        shares = torch.softmax(states[visual] @ states[text].T, dim=-1).mean(0)
-        more = shares > shares.mean()
-        chosen[text[more] if bool(more.any()) else text] = True
-    return chosen
-
-
-def _behind(present: Bool[Tensor, " tokens"], visual: Int[Tensor, " visual"], query: Tensor) -> Int[Tensor, " text"]:
+def behind(present: Bool[Tensor, " tokens"], visual: Int[Tensor, " visual"], query: Tensor) -> Int[Tensor, " text"]:
     """Places of a row's text behind its last visual token, the last prompt token included."""
     place = torch.arange(len(present), device=present.device)
     return (present & (place > visual[-1]) & (place <= query)).nonzero()[:, 0]
@@ -207,7 +226,7 @@ class Dissimilar:
         for row, keep in enumerate(view.keep):
             visual = view.candidates[row].nonzero()[:, 0]
             if len(visual):
-                text = _behind(view.present[row], visual, view.query[row])
+                text = behind(view.present[row], visual, view.query[row])
                 scores[row, self._chosen(sizes[row], units[row], visual, text, min(keep, len(visual)))] = 1.0
         return scores
 

@@ -54,18 +54,20 @@ class Merge:
 
     `anchors`: "strided" spreads the group centres evenly over the unselected tokens, "grid" over the rows and columns
     of the image, "top" takes the best scored of them, "peaks" those of locally highest density, whose groups form by
-    distance instead of cosine (SparseVLM); `recycled`: the best scored share of the unselected that is merged at all,
-    rounded down, plus one (1: all of them); `refine`: further k-means steps; `position`: the merged token turns with
-    its anchor's position, or with the mean of its members'; `place`: it sits in its anchor's slot, or all merged tokens
-    sit "behind" the kept ones, in the last of the slots that stay visual (SparseVLM). It competes again at the next
-    stage.
+    distance instead of cosine (SparseVLM), "labels" the middle one of each cluster that a reduction found (ViTCoP);
+    `recycled`: the best scored share of the unselected that is merged at all, rounded down, plus one (1: all of them);
+    `refine`: further k-means steps; `position`: the merged token turns with its anchor's position, or with the mean of
+    its members'; `place`: it sits in its anchor's slot, or all merged tokens sit "behind" the kept ones, in the last of
+    the slots that stay visual (SparseVLM); `added`: it is the anchor's own state plus the mean instead of the mean
+    (ViTCoP). It competes again at the next stage.
     """
 
-    anchors: Literal["strided", "top", "grid", "peaks"] = "strided"
+    anchors: Literal["strided", "top", "grid", "peaks", "labels"] = "strided"
     refine: int = 0
     position: Literal["anchor", "mean"] = "anchor"
     place: Literal["anchor", "behind"] = "anchor"
     recycled: float = 1.0
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Stage:
     """One place where visual tokens are chosen: `after` layers have run, layer `after + 1` sees the outcome.
 
     `positions`: keep the original position ids, or number the survivors afresh from 0. `measure`: None where the plan's
-    count holds, else what decides within it (the plan then gives the bound).
+    count holds, else what decides within it (the plan then gives the bound). `trims`: once the prompt is through, the
+    caches of the layers before are cut to what this stage left, so that decoding sees the same tokens in all of them.
     """
 
     # Layers already run, so that "after layer x" and "before layer y" are one field: x, and y - 1.
@@ -90,3 +93,4 @@ class Stage:
     rest: Rest = Drop()
     positions: Positions = "original"
     measure: Measure | None = None
+    trims: bool = False

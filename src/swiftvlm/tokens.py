@@ -107,6 +107,23 @@ def peaks(
     return _put(centres & real, slot, low.shape[1], False), _put(groups, slot, low.shape[1], -1)
 
 
+def labelled(
+    low: Bool[Tensor, "batch tokens"], labels: Int[Tensor, "batch tokens"], count: Int[Tensor, " batch"]
+) -> tuple[Bool[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+    """The low tokens of each of the first `count[row]` labels are a group, its middle one (of 2 n, the later) the
+
+    anchor. Groups are numbered by their anchor's place, -1 for tokens in none.
+    """
+    labels = labels.masked_fill(~low | (labels >= count[:, None]), -1)
+    alike = (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]
+    before = torch.tril(alike, -1).sum(2)
+    anchors = (labels >= 0) & (before == alike.sum(2) // 2)
+    rank = anchors.cumsum(1) - 1
+    # Every token's group has one anchor: its rank is the group's number.
+    number = (alike & anchors[:, None, :]).to(rank.dtype).mul(rank[:, None, :] + 1).sum(2)
+    return anchors, number - 1
+
+
 def _density(gap: Float[Tensor, "batch low low"], count: Int[Tensor, " batch"]) -> Float[Tensor, "batch low"]:
     """From distances (inf: not there) to the `count[row]` nearest of each."""
     nearest = gap.square().sort(dim=2).values

@@ -12,13 +12,27 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Block:
+    """One layer of the tower, in parts, to run it anew on states (tokens, dim); residuals are not added.
+
+    `heads(which, states)`: "q", "k" or "v" of its normed input, (heads, tokens, head_dim); `joined(heads)`: the way
+    back; `mlp(states)`: its second half.
+    """
+
+    heads: Callable[[str, Tensor], Tensor]
+    joined: Callable[[Tensor], Tensor]
+    mlp: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Seen:
     """One tile: m patches that may be chosen, in raster order (an unpadded anyres tile lacks some of its grid).
 
     `patch`: their raster indexes on a grid of `side` x `side`. `features`: what the projector was given, and `embeds`,
     what the language model would get. `project`: the projector. `layers`: of the tower; `depth`: how many of them ran
     before `features` were taken. `states(i)`: (tokens, dim) behind i layers, [CLS] first; `queries(i)` and `keys(i)`:
-    (heads, tokens, head_dim) of layer i from 0, in float32.
+    (heads, tokens, head_dim) of layer i from 0, in float32. `block(i)`: that layer. `text`: ids of the prompt's tokens
+    behind the row's last visual token. `clusters`: how many merged tokens the plan's next cut grants this tile.
     """
 
     patch: Int[Tensor, " m"]
@@ -31,6 +45,9 @@ class Seen:
     states: Callable[[int], Tensor]
     queries: Callable[[int], Tensor]
     keys: Callable[[int], Tensor]
+    block: Callable[[int], Block]
+    text: Int[Tensor, " text"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    clusters: int = 0
 
     @property
     def last(self) -> int:
@@ -66,12 +83,14 @@ class Reduced:
 
     `stands`: which of the tile's m patches each token stands for, -1 for none. `merged`: how many of the tokens, the
     last of them, are merged ones; `groups`: the one that each patch went into, from 0, -1 = none.
+    `labels`: the cluster of each token, for a cut inside the model to read (`View.labels`).
     """
 
     features: Float[Tensor, "k out"]
     stands: Int[Tensor, " k"]
     merged: int = 0
     groups: Int[Tensor, " m"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    labels: Int[Tensor, " k"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
 
 def chosen(seen: Seen, index: Int[Tensor, " k"]) -> Reduced:

@@ -10,15 +10,20 @@ from torch import Tensor, nn
 import swiftvlm
 from swiftvlm.errors import FamilyError, UnsupportedError
 from swiftvlm.methods.base import Method
+from swiftvlm.methods.cdpruner import CDPruner
 from swiftvlm.methods.divprune import DivPrune
 from swiftvlm.methods.hiprune import HiPrune
 from swiftvlm.methods.holov import HoloV
 from swiftvlm.methods.nuwa import Nuwa
 from swiftvlm.methods.prumerge import PruMerge, PruMergePlus
+from swiftvlm.methods.star import Star
+from swiftvlm.methods.tome import ToMe
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
+from swiftvlm.methods.vitcop import ViTCoP
 from swiftvlm.methods.vscan import VScan
 from swiftvlm.shape import ModelShape
+from swiftvlm.tower import Seen
 from tests.laws.cases import (
     SETTINGS,
     answering,
@@ -33,6 +38,12 @@ from tests.laws.cases import (
 from tests.support import LAYERS, batch_of, make_row, tiny
 from tests.test_unknown_family import announced, vip_llava
 
+
+def by_question(seen: Seen) -> Tensor:
+    """A relevance that depends on picture and text."""
+    return seen.embeds.float()[:, 0] * (1 + seen.text.sum() % 7)
+
+
 METHODS: dict[str, Method] = {
     "visionzip": VisionZip(counts=(5, 2)),
     "vispruner": VisPruner(counts=(6,)),
@@ -43,10 +54,17 @@ METHODS: dict[str, Method] = {
     "holov": HoloV(counts=(6,), crops=4),
     "vscan": VScan(after=(3,), counts=(7, 3)),
     "nuwa": Nuwa(after=(3,), counts=(6, 3)),
+    "cdpruner": CDPruner(counts=(6,), relevance=by_question),
+    "tome": ToMe(counts=(6,)),
+    "star": Star(after=(3,), counts=(7, 3)),
+    "vitcop": ViTCoP(after=(2, 5), counts=(9, 0, 4, 3, 2)),
     "true positions": VisPruner(counts=(6,), positions="original"),
 }
 # What feeds patches as they are: with all of them, nothing may change.
-CHOOSING = {name: METHODS[name] for name in ("vispruner", "divprune", "hiprune", "holov", "true positions")}
+CHOOSING = {
+    name: METHODS[name]
+    for name in ("vispruner", "divprune", "hiprune", "holov", "cdpruner", "tome", "star", "true positions")
+}
 # Both families, attentions and sides; each method in two of the four.
 FOUR = [SETTINGS[0], SETTINGS[1], SETTINGS[5], SETTINGS[7]]
 every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -16,10 +16,11 @@ from swiftvlm.methods.sparsevlm import SparseVLM, SparseVLMPlus
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage
 from tests.laws.cases import (
+    CACHED,
     LEFT,
     METHODS,
-    PRUNING,
     SETTINGS,
+    TRIMMING,
     Setting,
     answering,
     crossed,
@@ -96,7 +97,7 @@ def check_stage(trace: swiftvlm.Trace, number: int, stage: Stage) -> None:
         assert set(of.values()) - {-1} == set(range(len(anchors)))
 
 
-@crossed(METHODS, SETTINGS)
+@crossed(CACHED, SETTINGS)
 def test_planned_is_cached_is_counted(method, setting):
     """By counts, in padded batches of one, two and no image, and with padding that all rows share."""
     check_counts(setting, method, mixed_batch(setting, seed=30, extra=2 if setting.kv_heads == 2 else 0))
@@ -117,13 +118,13 @@ def test_a_budget_is_never_exceeded(method, setting, budget):
             assert counts == (visual,) * LAYERS
 
 
-@crossed(PRUNING, [SETTINGS[0], SETTINGS[4]])
+@crossed(CACHED, [SETTINGS[0], SETTINGS[4]])
 def test_rows_of_one_length_and_unequal_counts(method, setting):
     """No padding before the cut, fillers behind it."""
     check_counts(setting, method, batch_of(setting.model, equal_rows(setting.model)))
 
 
-@crossed(PRUNING, LEFT[:2])
+@crossed(CACHED, LEFT[:2])
 def test_answers_grow_every_layer_alike(method, setting):
     """Each decoded token adds one entry to every layer's cache, and its layers see exactly what is cached."""
     model, batch = setting.model, batch_of(setting.model, mixed_rows(setting.model)[1:2])
@@ -137,3 +138,24 @@ def test_answers_grow_every_layer_alike(method, setting):
         for look, size in zip(layers, sizes, strict=True):
             cached = size - 2 + step
             assert look.mask is None or (look.mask.shape[-1], look.keys_seen(0, 0)) == (cached, cached)
+
+
+@crossed({name: METHODS[name] for name in TRIMMING}, SETTINGS)
+def test_a_trimmed_cache_is_as_short_in_every_layer(method, setting):
+    """Layers before the cut saw everything, and cache what it left; answers grow all of them alike."""
+    model, batch = setting.model, mixed_batch(setting, seed=35)
+    with swiftvlm.prune(model, method) as trace, watching(model) as looks:
+        out, _ = answering(model, batch, text_ids(4, 2))
+    (stage,) = stages_of(method, model)
+    assert [look.hidden.shape[1] for look in looks[: stage.after]] == [batch["input_ids"].shape[1]] * stage.after
+    left = looks[stage.after].hidden.shape[1]
+    assert left < batch["input_ids"].shape[1]
+    assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [left + 2] * LAYERS
+    held = sum(
+        layer.keys[:, :, :left].nbytes + layer.values[:, :, :left].nbytes for layer in out.past_key_values.layers
+    )
+    assert trace.kv_bytes == held
+    assert trace.vanilla_kv_bytes == held // left * batch["input_ids"].shape[1]
+    real = [trace.text[row] + counts[-1] for row, counts in enumerate(trace.per_row)]
+    for look in looks[LAYERS : 2 * LAYERS]:
+        assert [look.keys_seen(row, 0) for row in range(4)] == [count + 1 for count in real]

@@ -9,9 +9,8 @@ from swiftvlm.errors import UnsupportedError
 from swiftvlm.methods.base import Method
 from swiftvlm.trace import Run
 from tests.laws.cases import (
+    CACHED,
     LEFT,
-    METHODS,
-    PRUNING,
     RIGHT,
     SETTINGS,
     SWIFT,
@@ -68,26 +67,26 @@ def same_choices(again: Run, run: Run) -> None:
             assert torch.equal(kept[torch.isin(kept, candidates)], run.kept[number][row])
 
 
-@crossed(METHODS, LEFT)
+@crossed(CACHED, LEFT)
 @pytest.mark.parametrize("pieces", [(), (1, 3, 1)], ids=["one by one", "several at once"])
 def test_cache_equals_recompute(method, setting, pieces):
     """Batches of one, two and no image, padded on the left."""
     check_decode(setting, method, mixed_batch(setting, seed=50, extra=1), pieces)
 
 
-@crossed(METHODS, RIGHT[:2])
+@crossed(CACHED, RIGHT[:2])
 def test_cache_equals_recompute_behind_right_padding(method, setting):
     """Padding stays between prompt and answer; position ids skip it, as `generate` gives them."""
     check_decode(setting, method, mixed_batch(setting, seed=60), positions=True)
 
 
-@crossed({name: METHODS[name] for name in METHODS if name not in ("renumbered", "pdrop", "sparsevlm")}, RIGHT[2:])
+@crossed({name: CACHED[name] for name in CACHED if name not in ("renumbered", "pdrop", "sparsevlm")}, RIGHT[2:])
 def test_cache_equals_recompute_where_padding_counts_as_distance(method, setting):
     """Without position ids, the model's own positions count padding; renumbered ones cannot, so they stay out here."""
     check_decode(setting, method, mixed_batch(setting, seed=60))
 
 
-@crossed(PRUNING, LEFT)
+@crossed(CACHED, LEFT)
 def test_cache_equals_recompute_without_a_mask(method, setting):
     """The kernel knows only "causal", also where rows of one length became unequal behind a cut."""
     check_decode(setting, method, bare(batch_of(setting.model, equal_rows(setting.model))))
@@ -110,17 +109,17 @@ def test_every_mix_of_fates_decodes(fields, setting):
 
 
 # Where merged tokens go behind all visual ones, a last visual token that became an ordinary one stands before them.
-@pytest.mark.parametrize("name", [name for name in PRUNING if name != "sparsevlm"])
+@pytest.mark.parametrize("name", [name for name in CACHED if name not in ("sparsevlm", "vanilla")])
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_a_prompt_that_ends_in_an_image_decodes(name, family):
     """Its last visual token counts as text while it is the last one, and stays when text has come behind it."""
-    method = PRUNING[name]
+    method = CACHED[name]
     setting = Setting(family, 2, "sdpa", "left")
     rows = [make_row(setting.model, 80, text=0, images=2, sizes=[(28, 28), (20, 56)])]
     check_decode(setting, method, batch_of(setting.model, rows))
 
 
-@crossed(METHODS, LEFT)
+@crossed(CACHED, LEFT)
 def test_generate_equals_recompute(method, setting):
     """The logits that `generate` itself saw, for the tokens that it chose."""
     model, batch = setting.model, mixed_batch(setting, seed=90)

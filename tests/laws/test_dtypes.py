@@ -13,6 +13,7 @@ from torch import nn
 
 import swiftvlm
 from tests.laws.cases import (
+    CACHED,
     METHODS,
     SETTINGS,
     SWIFT,
@@ -79,7 +80,7 @@ def test_keeping_everything_is_vanilla(method, setting):
     check_keep_all(setting.model, keeping_all(method), mixed_batch(setting, seed=400))
 
 
-@crossed(METHODS, HALVES)
+@crossed(CACHED, HALVES)
 def test_planned_is_cached_is_counted(method, setting):
     """Law 3, bytes of two a value included."""
     trace = check_counts(setting, method, mixed_batch(setting, seed=410))
@@ -124,7 +125,7 @@ def test_no_ops_are_exact(method, setting):
         assert trace.kept == ()
 
 
-@crossed(METHODS, LEFT)
+@crossed(CACHED, LEFT)
 def test_cache_equals_recompute(method, setting):
     """Law 4 to the dtype's tolerance."""
     check_decode(setting, method, mixed_batch(setting, seed=450), close=CLOSE[setting.dtype])

@@ -103,14 +103,18 @@ def _limit(limit: int | None, quick: bool) -> int:
 
 
 def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Cell]:
-    """Every method at every budget; vanilla and the oracle, which have none, once and first."""
+    """Every method at every budget; those with counts once; vanilla and the oracle, which have none, once and first."""
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     limits = [read_budget(text.strip()) for text in budgets.split(",")]
     cells = [Cell(name, read_method("vanilla"), None) for name in WITHOUT_BUDGET if name in names]
     for name in names:
         if name not in WITHOUT_BUDGET:
             chosen = read_method(name, seed, layers if name.split(":")[0] == SwiftVLM.name else None)
-            cells += [Cell(f"{name}@{limit}", chosen, limit) for limit in limits]
+            # Counts of its own are a budget of its own.
+            fixed = chosen.counts is not None
+            cells += (
+                [Cell(name, chosen, None)] if fixed else [Cell(f"{name}@{limit}", chosen, limit) for limit in limits]
+            )
     return cells
 
 

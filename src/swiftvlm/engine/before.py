@@ -28,7 +28,7 @@ class Before(Beside):
     """What a cut before layer 0 did. `slot`: the mask column of each token that is left, -1 = filler; `origin`: the
 
     token of the whole prompt that it stands for; `shift`: what renumbering took off later positions; `length`: of the
-    whole prompt; `cells` of its visual tokens.
+    whole prompt; `cells` of its visual tokens; `labels`: each token's cluster, -1 = none.
     """
 
     slot: Int[Tensor, "batch kept"]
@@ -37,6 +37,7 @@ class Before(Beside):
     length: int
     choice: Choice
     cells: tuple[Tensor | None, ...]
+    labels: Int[Tensor, "batch kept"]
 
     def later(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the decoder for the token behind the prompt. Raises `UnsupportedError` for a prepared mask."""
@@ -67,6 +68,7 @@ class Row:
     kept: Tensor
     anchors: Tensor
     groups: dict[int, int]
+    labels: Tensor
 
 
 def shorten(
@@ -91,12 +93,14 @@ def shorten(
         rows.append(rows[first] if first < index else _row(watch, reduction, prompt, plan, cells[index], embeds, index))
     plans = tuple(plan if row is None else _measured(plan, row) for plan, row in zip(plans, rows, strict=True))
     survivors, origin, content = layout.present & ~layout.candidates, layout.slot.clone(), embeds.clone()
+    labels = torch.full_like(origin, -1)
     for index, row in enumerate(rows):
         if row is None:
             survivors[index] |= layout.candidates[index]
         else:
             survivors[index, row.into] = True
             origin[index, row.into] = row.stands
+            labels[index, row.into] = row.labels
             content[index, row.into] = row.content.to(content)
     visual = tuple(plan.cuts[0].total if plan.cuts else plan.visual for plan in plans)
     real = tuple(text + seen for text, seen in zip(prompt.text, visual, strict=True))
@@ -104,7 +108,8 @@ def shorten(
     after = cut(layout, step, real, reduction.positions == "renumbered")
     shift = _at_query(layout) - _at_query(after)
     origin, length = tokens.rows(origin, step.index), layout.slot.shape[1]
-    before = Before(after.slot, origin, shift, length, _choice(layout, rows, embeds), tuple(cells))
+    choice, labels = _choice(layout, rows, embeds), tokens.rows(labels, step.index)
+    before = Before(after.slot, origin, shift, length, choice, tuple(cells), labels)
     kwargs = {
         "inputs_embeds": tokens.rows(content, step.index),
         # Even where nothing is hidden: positions with gaps would be taken for several packed prompts.
@@ -136,15 +141,26 @@ def _row(
     named = torch.unique(here[placed][:, :2], dim=0)
     tiles = [placed & (here[:, :2] == tile).all(1) for tile in named]
     sizes = [int(tile.sum()) for tile in tiles]
-    kept, merged = (shares(count, sizes) for count in (plan.cuts[0].kept, plan.cuts[0].merged))
+    following = plan.cuts[1].merged if len(plan.cuts) > 1 else 0
+    kept, merged, clusters = (shares(count, sizes) for count in (plan.cuts[0].kept, plan.cuts[0].merged, following))
     done: list[tuple[Tensor, Reduced]] = []
-    for tile, keep, merge in zip(tiles, kept, merged, strict=True):
+    text = prompt.input_ids[row][_behind(prompt, row)]
+    for tile, keep, merge, due in zip(tiles, kept, merged, clusters, strict=True):
         own = slots[tile]
-        seen = watch.find(embeds[row, own], here[tile][:, 2] * watch.side + here[tile][:, 3])
+        seen = watch.find(embeds[row, own], here[tile][:, 2] * watch.side + here[tile][:, 3], text)
+        seen = replace(seen, clusters=due)
         done.append((own, reduction.reduce(seen, keep, merge)))
     # Tokens without a place go first; they stay only where the count asks for more than there are patches.
     spare = slots[~placed][: max(plan.cuts[0].total - sum(sizes), 0)]
     return _joined(done, spare, slots, embeds[row], reduction.ordered)
+
+
+def _behind(prompt: Prompt, row: int) -> Bool[Tensor, " prompt"]:
+    """A row's text behind its last visual token."""
+    last = prompt.pictured[row].nonzero()[-1, 0]
+    place = torch.arange(prompt.input_ids.shape[1], device=last.device)
+    found: Tensor = prompt.attended[row] & (place > last)
+    return found
 
 
 def shares(count: int, sizes: Sequence[int]) -> list[int]:
@@ -164,6 +180,7 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
 def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, embeds: Tensor, ordered: bool) -> Row:
     """The tiles' outcomes as one row's."""
     content, stands, kept, anchors, groups = [embeds[spare]], [spare], [spare], [spare[:0]], dict[int, int]()
+    labels = [torch.full_like(spare, -1)]
     for own, made in done:
         places = made.stands.to(own.device)
         # -1 stands for none: it borrows a slot below, and nobody's place.
@@ -175,15 +192,18 @@ def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, em
         stands.append(stand)
         kept.append(stand[:chosen][stand[:chosen] >= 0])
         anchors.append(stand[chosen:])
-    stood, made_of = torch.cat(stands), torch.cat(content)
+        earlier = max((int(tile.max()) + 1 for tile in labels if len(tile)), default=0)
+        named = made.labels.to(stand) if len(made.labels) else torch.full_like(stand, -1)
+        labels.append(torch.where(named >= 0, named + earlier, -1))
+    stood, made_of, label = torch.cat(stands), torch.cat(content), torch.cat(labels)
     none = stood < 0
     unused = slots[~torch.isin(slots, stood)]
     into = torch.cat([stood[~none], unused[: int(none.sum())]]).sort().values
     if ordered:
         order = stood.argsort()
-        stood, made_of = stood[order], made_of[order]
+        stood, made_of, label = stood[order], made_of[order], label[order]
     stood = torch.where(stood < 0, into, stood)
-    return Row(into, made_of, stood, torch.cat(kept).sort().values, torch.cat(anchors), groups)
+    return Row(into, made_of, stood, torch.cat(kept).sort().values, torch.cat(anchors), groups, label)
 
 
 def _measured(plan: Plan, row: Row) -> Plan:

@@ -77,11 +77,11 @@ def check_continuation(cache: Any, prompt: int, decoded: bool, new_tokens: int) 
 
 
 def check_later_turn(cut_before: bool, new_tokens: int) -> None:
-    """Refuse a later turn on a prompt that was cut before layer 0, whose cache is shorter than the conversation."""
+    """Refuse a later turn on a prompt of which layer 0's cache holds a part, shorter than the conversation."""
     # generate feeds whatever is longer than layer 0's cache, so it would feed parts of the prompt again.
     if cut_before and new_tokens > 1:
         raise UnsupportedError(
-            f"{new_tokens} tokens arrive at once behind a prompt that was cut before the language model: its cache is "
-            "shorter than the conversation, so generate would feed parts of it twice. Give the whole conversation as "
-            "one prompt on a new cache"
+            f"{new_tokens} tokens arrive at once behind a prompt that was cut before the language model, or in the "
+            "caches of all layers: they are shorter than the conversation, so generate would feed parts of it twice. "
+            "Give the whole conversation as one prompt on a new cache"
         )

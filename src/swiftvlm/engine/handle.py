@@ -26,8 +26,9 @@ from swiftvlm.engine.prefill import Prefill
 from swiftvlm.engine.prompt import Prompt
 from swiftvlm.engine.record import recorder
 from swiftvlm.engine.selfcheck import check_itself
+from swiftvlm.engine.trim import settle, trim, trimmable
 from swiftvlm.engine.watch import TowerWatch
-from swiftvlm.errors import FamilyError, SwiftVLMError
+from swiftvlm.errors import FamilyError, MethodError, SwiftVLMError
 from swiftvlm.families import find_family
 from swiftvlm.methods import find_method
 from swiftvlm.methods.base import Method, check_stages
@@ -52,6 +53,8 @@ class Handle:
         self.core, self.decoder = self.family.core(self.model), self.family.language_model(self.model)
         self.layers = self.family.layers(self.decoder)
         check_text_config(self.decoder.config)
+        if self.method.missing():
+            raise MethodError(self.method.missing())
         self.shape = ModelShape.of(self.model)
         self.stages = check_stages(self.method, self.method.stages(self.shape), self.shape)
         if self.stages and self.stages[0].after < self.family.first_stage:
@@ -176,7 +179,7 @@ class Handle:
             check_unknown_cache(cache, has_visual)
         elif prefill.segments or prefill.before is not None:
             check_later_turn(prefill.before is not None, new_tokens)
-            check_continuation(cache, prefill.length, prefill.decoded, new_tokens)
+            check_continuation(cache, prefill.held, prefill.decoded, new_tokens)
             prefill.decoded = True
             self._current = prefill
 
@@ -250,8 +253,13 @@ class Handle:
     def _on_decoded(self, decoder: nn.Module, args: Any, output: Any) -> None:
         """After the last layer: a finished prefill becomes a run of the trace."""
         if self._current is not None and self._prefilling:
+            trims = self._cache is not None and trimmable(self._current)
+            if trims:
+                trim(self._current, self._cache)
             size = 0 if self._cache is None else kv_bytes(self._cache)
             self.trace.add(recorder(self.method.name, self.shape, self._current, size, self._states))
+            if trims:
+                settle(self._current)
             self._current.forget()
         self._current, self._cache, self._prefilling = None, None, False
 

@@ -91,6 +91,11 @@ class Prefill:
         """Tokens of the prompt as given, padding included."""
         return self.prompt.input_ids.shape[1]
 
+    @property
+    def held(self) -> int:
+        """Tokens of the prompt that layer 0's cache holds."""
+        return self.length if self.before is None else int(self.before.slot.shape[1])
+
     def segment(self, index: int) -> Segment | None:
         """The segment that layer `index` belongs to; None before the first cut."""
         return next((segment for segment in reversed(self.segments) if segment.start <= index), None)
@@ -178,10 +183,13 @@ class Prefill:
             ids,
             attention_logits=lambda queries, rope: probe().logits(self.family, queries, rope).to(hidden.device),
             keys=lambda: self._own_keys(probe(), layout).to(hidden.device),
+            values=lambda: probe().values(self.family).to(hidden.device),
+            entered=lambda: probe().hidden.to(hidden.device),
             final=lambda: self.family.final_norm(self.decoder)(hidden),
             cells=lambda: self._cells(layout),
             start=self._started,
             turned=lambda: self.rotate(hidden, self._own_positions(layout)),
+            labels=lambda: self._labels(layout),
         )
 
     def _started(self) -> Started:
@@ -202,6 +210,13 @@ class Prefill:
             whole[row, pictured] = cells.cpu()
         found = tokens.rows(whole.to(layout.slot.device), layout.slot)
         return found.masked_fill((layout.slot < 0)[..., None], -1)
+
+    def _labels(self, layout: Layout) -> Int[Tensor, "batch tokens"]:
+        """Clusters found before layer 0."""
+        if self.before is None:
+            raise RuntimeError("a stage asks for clusters, but nothing was cut before the language model")
+        found = tokens.rows(self.before.labels.to(layout.slot.device), layout.slot)
+        return found.masked_fill((layout.slot < 0) | ~layout.candidates, -1)
 
     def _rotary(self, hidden: Tensor, layout: Layout, inputs: Inputs) -> tuple[Tensor, Tensor]:
         if layout.moved:
@@ -229,8 +244,8 @@ class Prefill:
         anchors, groups = torch.zeros_like(low), torch.full_like(layout.slot, -1)
         if isinstance(stage.rest, Merge) and any(merge):
             count = torch.tensor(merge, device=hidden.device)
-            cells = self._cells(layout) if stage.rest.anchors == "grid" else None
-            anchors, groups = _grouped(stage.rest, hidden, low, scores, cells, count)
+            beside = {"grid": self._cells, "labels": self._labels}.get(stage.rest.anchors)
+            anchors, groups = _grouped(stage.rest, hidden, low, scores, beside and beside(layout), count)
         return Choice(layout, kept, anchors, groups, tokens.means(hidden, groups, max(merge)))
 
     def _apply(self, number: int, stage: Stage, choice: Choice, hidden: Tensor, flat: bool) -> Tensor:
@@ -247,8 +262,9 @@ class Prefill:
         self.aside = Aside(hidden, choice, step) if isinstance(stage.rest, Bypass) else None
         # Behind `Aside`, which must keep the members as they were.
         if choice.means.shape[1]:
-            own_mean = tokens.unmerge(choice.means, choice.groups).to(hidden.dtype)
-            hidden = torch.where(choice.anchors[..., None], own_mean, hidden)
+            merged = tokens.unmerge(choice.means, choice.groups).to(hidden.dtype)
+            merged = merged + hidden if isinstance(stage.rest, Merge) and stage.rest.added else merged
+            hidden = torch.where(choice.anchors[..., None], merged, hidden)
         return tokens.rows(hidden, step.source)
 
     def _turned(self, stage: Stage, choice: Choice) -> Layout:
@@ -262,15 +278,17 @@ class Prefill:
 
 
 def _grouped(
-    rest: Merge, hidden: Tensor, low: Tensor, scores: Tensor, cells: Tensor | None, count: Int[Tensor, " batch"]
+    rest: Merge, hidden: Tensor, low: Tensor, scores: Tensor, beside: Tensor | None, count: Int[Tensor, " batch"]
 ) -> tuple[Bool[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-    """Anchors among the unselected tokens, `count` a row, and the group of each token."""
+    """Anchors among the unselected tokens, `count` a row, and the group of each token; `beside`: cells or labels."""
     if rest.recycled < 1.0:
         low = tokens.keep_top(scores, low, (rest.recycled * low.sum(1).double()).long() + 1)
     if rest.anchors == "peaks":
         return tokens.peaks(hidden, low, count)
-    if cells is not None:
-        anchors = tokens.covering(low, cells, count)
+    if rest.anchors == "labels" and beside is not None:
+        return tokens.labelled(low, beside, count)
+    if beside is not None:
+        anchors = tokens.covering(low, beside, count)
     elif rest.anchors == "strided":
         anchors = tokens.strided(low, count)
     else:

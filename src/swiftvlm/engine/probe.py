@@ -34,3 +34,7 @@ class Probe:
         if rope and self.keys is not None:
             return self.keys
         return family.keys(self.layer, self.hidden, self.rotary if rope else None)
+
+    def values(self, family: Family) -> Tensor:
+        """The layer's values (batch, kv_heads, tokens, head_dim)."""
+        return family.values(self.layer, self.hidden)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from swiftvlm.errors import FamilyError, UnsupportedError
 from swiftvlm.families.base import Family
-from swiftvlm.tower import Seen
+from swiftvlm.tower import Block, Seen
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class TowerWatch:
             self.tiles.append(Tile(tuple(state[tile] for state in states), features, embeds))
         self._states = {}
 
-    def find(self, embeds: Tensor, patch: Tensor) -> Seen:
-        """The tile whose patches the language model is about to get as `embeds` (m, out).
+    def find(self, embeds: Tensor, patch: Tensor, text: Tensor) -> Seen:
+        """The tile whose patches the language model is about to get as `embeds` (m, out), and `text` ids behind.
 
         Raises:
             UnsupportedError: no picture was encoded to that inside this `prune`.
@@ -72,7 +72,7 @@ class TowerWatch:
         for tile in self.tiles:
             # One patch tells most tiles apart before all are compared.
             if self._same(tile, embeds[:1], patch[:1]) and self._same(tile, embeds, patch):
-                return self._seen(tile, embeds, patch)
+                return self._seen(tile, embeds, patch, text)
         raise UnsupportedError(
             f"the features of {len(patch)} visual tokens were not encoded inside this `with`, and this method needs to "
             "see how the vision tower made them: pass pixel_values, not features encoded before"
@@ -81,7 +81,7 @@ class TowerWatch:
     def _same(self, tile: Tile, embeds: Tensor, patch: Tensor) -> bool:
         return bool(torch.equal(tile.embeds.to(embeds)[patch.to(embeds.device)], embeds))
 
-    def _seen(self, tile: Tile, embeds: Tensor, patch: Tensor) -> Seen:
+    def _seen(self, tile: Tile, embeds: Tensor, patch: Tensor, text: Tensor) -> Seen:
         home = tile.features.device
         patch = patch.to(home)
 
@@ -100,6 +100,16 @@ class TowerWatch:
             states=lambda index: tile.states[index],
             queries=lambda index: self._heads("q", index, tile),
             keys=lambda index: self._heads("k", index, tile),
+            block=self._block,
+            text=text,
+        )
+
+    def _block(self, index: int) -> Block:
+        layer, family = self.layers[index], self.family
+        return Block(
+            heads=lambda which, states: family.tower_heads(layer, which, states[None])[0],
+            joined=lambda heads: family.tower_joined(layer, heads[None])[0],
+            mlp=lambda states: family.tower_mlp(layer, states[None])[0],
         )
 
     def _heads(self, which: str, index: int, tile: Tile) -> Tensor:

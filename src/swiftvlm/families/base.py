@@ -106,11 +106,25 @@ class Family:
     def tower_heads(
         self, layer: nn.Module, which: str, hidden: Float[Tensor, "tiles tokens dim"]
     ) -> Float[Tensor, "tiles heads tokens head_dim"]:
-        """Query ("q") or key ("k") vectors of a tower's layer for its (unnormalised) input states, not scaled."""
+        """Query ("q"), key ("k") or value ("v") vectors of a tower's layer for its (unnormalised) input, not scaled."""
         attention: Any = layer.get_submodule("self_attn")
         projected = attention.get_submodule(f"{which}_proj")(layer.get_submodule("layer_norm1")(hidden))
         heads: Tensor = projected.view(*hidden.shape[:2], -1, attention.head_dim).transpose(1, 2)
         return heads
+
+    def tower_joined(
+        self, layer: nn.Module, heads: Float[Tensor, "tiles heads tokens head_dim"]
+    ) -> Float[Tensor, "tiles tokens dim"]:
+        """What a tower's layer makes of its attention's outcome, the residual not added."""
+        joined: Tensor = layer.get_submodule("self_attn.out_proj")(heads.transpose(1, 2).flatten(2))
+        return joined
+
+    def tower_mlp(
+        self, layer: nn.Module, hidden: Float[Tensor, "tiles tokens dim"]
+    ) -> Float[Tensor, "tiles tokens dim"]:
+        """The second half of a tower's layer, the residual not added."""
+        made: Tensor = layer.get_submodule("mlp")(layer.get_submodule("layer_norm2")(hidden))
+        return made
 
     def queries(
         self, layer: nn.Module, hidden: Float[Tensor, "batch chosen dim"], rotary: Rotary | None
@@ -123,6 +137,12 @@ class Family:
     ) -> Float[Tensor, "batch kv_heads tokens head_dim"]:
         """Key vectors of a layer for its (unnormalised) input states; turned by `rotary` unless None."""
         return self._project(layer, "k", hidden, rotary)
+
+    def values(
+        self, layer: nn.Module, hidden: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch kv_heads tokens head_dim"]:
+        """Value vectors of a layer for its (unnormalised) input states."""
+        return self._project(layer, "v", hidden, None)
 
     def _project(self, layer: nn.Module, which: str, hidden: Tensor, rotary: Rotary | None) -> Tensor:
         attention: Any = layer.get_submodule("self_attn")

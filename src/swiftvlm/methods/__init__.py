@@ -7,22 +7,29 @@ from types import MappingProxyType
 from swiftvlm.budget import Budget
 from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.methods.base import Method as Method
+from swiftvlm.methods.cdpruner import CDPruner as CDPruner
 from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.divprune import DivPrune
 from swiftvlm.methods.fastv import FastV, UniformTokens
 from swiftvlm.methods.fastv import RandomTokens as RandomTokens
 from swiftvlm.methods.feather import Feather as Feather
+from swiftvlm.methods.greedyprune import GreedyPrune
 from swiftvlm.methods.hiprune import HiPrune
 from swiftvlm.methods.holov import HoloV
+from swiftvlm.methods.ivcprune import IVCPrune
 from swiftvlm.methods.nuwa import Nuwa
 from swiftvlm.methods.pdrop import PDrop as PDrop
 from swiftvlm.methods.prumerge import PruMerge, PruMergePlus
 from swiftvlm.methods.sparsevlm import SparseVLM as SparseVLM
 from swiftvlm.methods.sparsevlm import SparseVLMPlus
+from swiftvlm.methods.star import Star
 from swiftvlm.methods.swiftvlm import SwiftVLM as SwiftVLM
+from swiftvlm.methods.tome import ToMe
+from swiftvlm.methods.topv import TopV
 from swiftvlm.methods.vanilla import Vanilla
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
+from swiftvlm.methods.vitcop import ViTCoP
 from swiftvlm.methods.vscan import VScan
 from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
@@ -40,15 +47,22 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
             SparseVLMPlus,
             Feather,
             Dart,
+            TopV,
+            GreedyPrune,
+            IVCPrune,
             VisionZip,
             VisPruner,
             PruMerge,
             PruMergePlus,
             DivPrune,
+            CDPruner,
             HiPrune,
             HoloV,
             VScan,
             Nuwa,
+            ViTCoP,
+            Star,
+            ToMe,
             SwiftVLM,
         )
     }

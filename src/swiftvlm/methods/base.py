@@ -50,6 +50,10 @@ class Method(ABC):
         """What happens before the language model, if anything; the plan's first cut then acts after 0 layers."""
         return None
 
+    def missing(self) -> str:
+        """What running needs and planning does not, and how to give it; empty where nothing is missing."""
+        return ""
+
     @abstractmethod
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """The method's stages for a model of this shape, in order of depth. Raises `MethodError` if they do not fit."""
@@ -164,6 +168,10 @@ def check_stages(method: Method, stages: tuple[Stage, ...], shape: ModelShape) -
     depths = [stage.after for stage in stages]
     if any(a >= b for a, b in pairwise(depths)):
         raise MethodError(f"{method.name}: stages must act after more and more layers, got {depths}")
+    if len(depths) + (method.reduction is not None) > 1 and any(stage.trims for stage in stages):
+        raise MethodError(
+            f"{method.name}: a stage that trims the caches before it must be the only cut, got stages after {depths}"
+        )
     if depths and not 1 <= depths[0] <= depths[-1] < shape.layers:
         raise MethodError(
             f"{method.name}: stages act after layers {depths}, but a model of {shape.layers} layers "

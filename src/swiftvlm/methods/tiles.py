@@ -9,9 +9,8 @@ from swiftvlm.budget import Budget, Slot
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, at_depth, proportional
 from swiftvlm.plans import Cut
-from swiftvlm.scores import TextAttention
 from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Positions, Reduction, Stage
+from swiftvlm.stage import Positions, Reduction, Score, Stage
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class TiledThenCut(Tiled):
     """
 
     parts: ClassVar[tuple[int, int]]
-    score: ClassVar[TextAttention]
+    score: ClassVar[Score]
 
     after: tuple[int, ...] | None = None
 

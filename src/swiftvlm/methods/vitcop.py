@@ -1,0 +1,86 @@
+"""ViTCoP: clusters found in the vision tower, thinned out and merged inside the model, where keys are small."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from swiftvlm.budget import Budget, Slot, refuse, target_average
+from swiftvlm.errors import MethodError
+from swiftvlm.methods.base import Method, Preset, at_depth
+from swiftvlm.plans import Cut, Plan
+from swiftvlm.ratings.quotas import Quotas, SmallKeys
+from swiftvlm.reductions.vitcop import Clustered
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Merge, Positions, Reduction, Stage
+
+AFTER = (2, 22)
+
+
+@dataclass(frozen=True)
+class ViTCoP(Method):
+    """ViTCoP (AAAI 2026, arXiv:2601.17818): three cuts, the first before the language model.
+
+    Follows the official code, as far as read: the patches that [CLS] looks at (sum over heads) stay and are put in
+    clusters by the density of their keys; behind layer 2 of 32 every cluster keeps its share of tokens, those of the
+    smallest keys (L2 norm of the mean over heads), and the others become one, the middle one plus the mean of all;
+    behind layer 22 the smallest keys of all stay, a fifth. Positions are numbered afresh in front and at the end.
+
+    - `after`: layers run before the two cuts inside; None: 2 and 22 of 32 as fractions of the depth.
+    - `counts`: (k1, 0, k2, Z2, k3), Z2 of them clusters. A budget keeps to the line that the published settings lie
+      on: of a share f of the tokens on average, .2 + .9 f stay in front, and .03 + .3 times that are clusters.
+    """
+
+    name: ClassVar[str] = "vitcop"
+    summary: ClassVar[str] = "before the model by [CLS]; inside by clusters and small keys"
+    paper: ClassVar[str] = "arXiv:2601.17818"
+    source: ClassVar[str] = "official code, read in part"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "192": Preset((0, *AFTER), ((288, 0), (202, 51), (51, 0))),
+        "128": Preset((0, *AFTER), ((230, 0), (131, 34), (33, 0))),
+        "64": Preset((0, *AFTER), ((172, 0), (57, 20), (15, 0))),
+    }
+    after: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    positions: Positions = "renumbered"
+    merged_share = 0.2  # not a field: it only says that cuts merge
+
+    def __post_init__(self) -> None:
+        if self.after is not None and len(self.after) != 2:
+            raise MethodError(f"after names the two cuts inside the model, such as (2, 22), got {self.after}")
+
+    @property
+    def reduction(self) -> Reduction:
+        """Every tile on its own."""
+        return Clustered(self.positions)
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """Quotas of clusters, then one cut by the size of keys."""
+        first, second = self.after or at_depth(AFTER, shape.layers)
+        merge = Merge(anchors="labels", added=True)
+        return (Stage(first, Quotas(), merge), Stage(second, SmallKeys(), positions=self.positions))
+
+    def _cuts(
+        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
+    ) -> tuple[Cut, ...]:
+        average = None if budget is None else target_average(budget, visual)
+        if budget is None or average is None:
+            return super()._cuts(slots, shape, visual, budget, preset) if budget is None else ()
+        front = min(round((0.2 + 0.9 * average / visual) * visual), visual)
+        clusters = max(int((0.03 + 0.3 * front / visual) * front), 1)
+
+        def cuts(total: int) -> tuple[Cut, ...]:
+            merged = min(clusters, total - 1) if total < front else 0
+            left = max(round(total / 5), 1)
+            return tuple(
+                Cut(slot.after, *counts)
+                for slot, counts in zip(slots, ((front, 0), (total - merged, merged), (left, 0)), strict=True)
+            )
+
+        able = [total for total in range(2, front + 1) if _average(shape, visual, cuts(total)) <= average + 1e-9]
+        if not able:
+            refuse(slots, shape.layers, visual, average, _average(shape, visual, cuts(2)))
+        return cuts(able[-1])
+
+
+def _average(shape: ModelShape, visual: int, cuts: tuple[Cut, ...]) -> float:
+    return Plan(shape.layers, visual, 0, cuts).average_tokens

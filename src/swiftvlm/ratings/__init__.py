@@ -1,0 +1,1 @@
+"""How single methods rate tokens: one file each, used by one method."""

@@ -1,0 +1,46 @@
+"""GreedyPrune's choice: by saliency, but nothing like what was taken before."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from swiftvlm.scores import View
+from swiftvlm.tower import cosines, unit
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The most salient tokens no two of which are more alike than `alike`, then the most salient others."""
+
+    alike: float
+    probe: None = None
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """1 for chosen tokens, 0 for all others."""
+        scores = torch.zeros(view.slot.shape, device=view.slot.device)
+        for row, keep in enumerate(view.keep):
+            visual = view.candidates[row].nonzero()[:, 0]
+            if len(visual):
+                states = view.hidden[row, visual].float()
+                salient = unit(states) @ unit(view.hidden[row, view.query[row]][None])[0]
+                likeness = cosines(states - states.mean(0))
+                scores[row, visual[independent(salient, likeness, keep, self.alike)]] = 1.0
+        return scores
+
+
+def independent(
+    salient: Float[Tensor, " m"], likeness: Float[Tensor, "m m"], count: int, alike: float
+) -> Int[Tensor, " k"]:
+    """Indexes of `count` tokens, in the order in which they are taken."""
+    order = salient.sort(descending=True, stable=True).indices
+    # On the CPU: every step asks for the outcome of the one before.
+    close = (likeness[order][:, order] > alike).cpu()
+    taken = torch.zeros(len(order), dtype=torch.bool)
+    for place in range(len(order)):
+        if int(taken.sum()) == count:
+            break
+        taken[place] = not bool((close[place] & taken).any())
+    first, others = taken.nonzero()[:, 0], (~taken).nonzero()[:, 0]
+    return order[torch.cat([first, others[: max(count - len(first), 0)]]).to(order.device)]

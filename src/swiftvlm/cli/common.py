@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal, Row
-from swiftvlm.evaluation.tasks import Sample, Task, embedded_task
+from swiftvlm.evaluation.tasks import Sample, Task, check_task, embedded_task
 from swiftvlm.inputs.checkpoint import load_checkpoint
 from swiftvlm.mini import load_mini
 
@@ -28,7 +28,10 @@ def open_model(
 
 def asked_tasks(names: str, count: int, source: str = "test") -> list[Task]:
     """The embedded model's tasks by name, with commas."""
-    return [embedded_task(name.strip(), count, source) for name in names.split(",")]
+    asked = [name.strip() for name in names.split(",")]
+    for name in asked:
+        check_task(name, count, source)
+    return [embedded_task(name, count, source) for name in asked]
 
 
 def samples_of(tasks: Sequence[Task]) -> list[Sample]:

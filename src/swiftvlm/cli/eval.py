@@ -58,8 +58,8 @@ def evaluate(
     """
     count = _limit(limit, quick)
     cells = _cells(methods, budgets, layers, seed)
-    wanted = asked_tasks(tasks, count, pool_name)
     check_out(out)
+    wanted = asked_tasks(tasks, count, pool_name)
     loaded, processor = open_model(model, dtype, device)
     shape = ModelShape.of(loaded)
     floors = {cell.label: why for cell in cells if (why := cell.floor(shape, pool.VISUAL))}

@@ -28,7 +28,7 @@ def table(summary: list[Record], tasks: list[Task], floors: dict[str, str]) -> T
     for cell in dict.fromkeys([*(record["cell"] for record in summary), *floors]):
         mine = {record["task"]: record for record in summary if record["cell"] == cell}
         shown.add_row(cell, *_accuracies(cell, mine, sides), *_costs(list(mine.values())))
-    chances = _under(sides, lambda task: f"{100 * task.chance:.1f}", "")
+    chances = _under(sides, lambda task: f"{100 * task.chance():.1f}", "")
     shown.add_row("chance", *chances, *[""] * len(COSTS), style="dim")
     return shown
 

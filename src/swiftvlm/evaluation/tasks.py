@@ -37,12 +37,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Task:
-    """A named set of samples, versioned; `chance`: accuracy without looking, in [0, 1]."""
+    """A named set of samples, versioned; `chance()`: accuracy without looking, in [0, 1]."""
 
     name: str
     version: int
     localization: bool
-    chance: Number
+    chance: Callable[[], Number]
     samples: tuple[Sample, ...]
 
     def shortened(self, count: int) -> "Task":
@@ -51,7 +51,14 @@ class Task:
 
 
 def embedded_task(name: str, limit: int = pool.SIZE, source: str = "test") -> Task:
-    """One of the six tasks of the embedded model, its first `limit` questions.
+    """One of the six tasks of the embedded model, its first `limit` questions. Raises as `check_task`."""
+    check_task(name, limit, source)
+    samples = tuple(_sample(item, source) for item in pool.items(name, limit, source))
+    return Task(name, pool.VERSION, name in LOCALIZATION, partial(pool.chance, name), samples)
+
+
+def check_task(name: str, limit: int, source: str) -> None:
+    """Tell a mistake before hundreds of scenes are made.
 
     Raises:
         SwiftVLMError: no such task or pool, or a limit outside 1 to 500.
@@ -62,8 +69,6 @@ def embedded_task(name: str, limit: int = pool.SIZE, source: str = "test") -> Ta
         raise SwiftVLMError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
     if not 1 <= limit <= pool.SIZE:
         raise SwiftVLMError(f"a task has {pool.SIZE} questions; a limit is 1 to {pool.SIZE}, got {limit}")
-    samples = tuple(_sample(item, source) for item in pool.items(name, limit, source))
-    return Task(name, pool.VERSION, name in LOCALIZATION, pool.chance(name), samples)
 
 
 def _sample(item: pool.Item, source: str) -> Sample:

@@ -35,7 +35,7 @@ def user_tasks(path: Path) -> list[Task]:
     for sample in samples:
         grouped.setdefault(sample.task, []).append(sample)
     return [
-        Task(name, 1, all(sample.box is not None for sample in found), 0.0, tuple(found))
+        Task(name, 1, all(sample.box is not None for sample in found), lambda: 0.0, tuple(found))
         for name, found in grouped.items()
     ]
 

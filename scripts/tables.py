@@ -1,9 +1,9 @@
-"""Print a result file of `swiftvlm eval` as the README's tables, in Markdown.
+"""Print a result file of `swiftvlm eval` as the tables of README and docs/results.md, in Markdown.
 
     python scripts/tables.py results/mini.json
-    python scripts/tables.py results/mini.json --against 'swiftvlm@128' --cells 'fastv@128,fastv:after=4@128'
+    python scripts/tables.py results/mini.json --against swiftvlm:layers=3/8/11@128 --cells vanilla,fastv@128,pdrop@192
 
-The second form gives paired differences to one cell on the same questions: points, with 95% intervals.
+The second form adds paired differences to one cell on the same questions: points, with 95% intervals.
 """
 
 import argparse
@@ -29,7 +29,10 @@ def main() -> None:
     data: dict[str, list[dict[str, Any]]] = json.loads(asked.file.read_text())
     records = {(record["cell"], record["task"]): record for record in data["summary"]}
     cells = asked.cells.split(",") if asked.cells else list(dict.fromkeys(cell for cell, _ in records))
-    print("\n".join(differences(data["rows"], cells, asked.against) if asked.against else table(records, cells)))
+    lines = table(records, cells)
+    if asked.against:
+        lines = [line + more for line, more in zip(lines, differences(data["rows"], cells, asked.against), strict=True)]
+    print("\n".join(lines))
 
 
 def table(records: dict[tuple[str, str], dict[str, Any]], cells: list[str]) -> list[str]:
@@ -49,11 +52,15 @@ def table(records: dict[tuple[str, str], dict[str, Any]], cells: list[str]) -> l
 
 
 def differences(rows: list[dict[str, Any]], cells: list[str], base: str) -> list[str]:
-    """Each cell minus the base, on the questions that both answered."""
+    """Two more columns: each cell minus the base, on the questions that both answered."""
     scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)  # (cell, task) -> question -> score
     for row in rows:
         scores[row["cell"], row["task"]][row["key"]] = row["score"]
-    lines = [f"| minus {base} | boxes | others |", "|---|---|---|"]
+    if not any(cell == base for cell, _ in scores):
+        raise SystemExit(
+            f"--against {base}: there is no such cell; there are {', '.join({cell for cell, _ in scores})}"
+        )
+    lines = [f" boxes - {base} | others - {base} |", "---|---|"]
     for cell in cells:
         told = []
         for side in SIDES:
@@ -64,8 +71,8 @@ def differences(rows: list[dict[str, Any]], cells: list[str], base: str) -> list
                 if key in scores[base, task]
             ]
             gap, error = paired([one for one, _ in pairs], [other for _, other in pairs])
-            told.append(f"{100 * gap:+.1f} ±{100 * TWO_SIDED * error:.1f}")
-        lines.append(f"| {cell} | {told[0]} | {told[1]} |")
+            told.append("" if cell == base else f"{100 * gap:+.1f} ±{100 * TWO_SIDED * error:.1f}")
+        lines.append(f" {told[0]} | {told[1]} |")
     return lines
 
 

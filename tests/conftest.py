@@ -1,24 +1,29 @@
-"""One thread a worker: the suite runs its files side by side, and threads of several workers would fight for cores."""
+"""One thread a worker: the suite runs its files side by side, and threads of several workers would fight for cores.
+
+Heavy imports stand inside: the process that only hands out tests needs none of them.
+"""
 
 import pytest
-import torch
 from hypothesis import settings
 
-from swiftvlm.mini import recipe
-from swiftvlm.mini.load import ship
-
-SMALL = recipe.Recipe(
-    width=144, heads=4, layers=6, seed_layers=2, inner=64, tower_width=32, tower_heads=2, tower_layers=1
-)
-torch.set_num_threads(1)
 # The gate draws the same cases every time and has no clock; `--hypothesis-profile default` goes looking for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Of torch."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _no_gradients():
     """Nothing here trains."""
+    import torch
+
     with torch.no_grad():
         yield
 
@@ -26,8 +31,14 @@ def _no_gradients():
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """A folder with a tiny untrained model of the embedded kind."""
+    from swiftvlm.mini import recipe
+    from swiftvlm.mini.load import ship
+
+    small = recipe.Recipe(
+        width=144, heads=4, layers=6, seed_layers=2, inner=64, tower_width=32, tower_heads=2, tower_layers=1
+    )
     folder = tmp_path_factory.mktemp("model") / "weights"
-    assert ship(recipe.build(SMALL), folder) < 2**22
+    assert ship(recipe.build(small), folder) < 2**22
     return str(folder)
 
 

@@ -1,6 +1,7 @@
 """The shape of the code itself: imports run one way, families and methods do not know each other, nothing is huge."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ RANKS = [  # a module imports only from lines above its own
 ]
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     """Every module of the package by dotted name."""
     files = sorted(ROOT.rglob("*.py"))
@@ -77,6 +79,15 @@ def test_files_and_functions_stay_small():
                 doc = ast.get_docstring(node)
                 lines = node.end_lineno - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
                 assert lines <= 50, f"{module}.{node.name} has {lines} lines"
+
+
+def test_stated_shapes_are_checked_while_tests_run(pytestconfig):
+    """Every module that imports jaxtyping is one of those that the suite instruments."""
+    checked = pytestconfig.getoption("--jaxtyping-packages").split(",")[:-1]
+    for module, tree in sources().items():
+        stated = any(isinstance(node, ast.ImportFrom) and node.module == "jaxtyping" for node in ast.walk(tree))
+        name = f"swiftvlm.{module}"
+        assert not stated or any(name == one or name.startswith(one + ".") for one in checked), name
 
 
 def test_public_names():

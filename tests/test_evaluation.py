@@ -246,7 +246,7 @@ def test_a_killed_run_goes_on_elsewhere(untrained, tmp_path, capsys):
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     os.rename(part, moved / part.name)
-    assert main([*base, "--out", str(moved / "killed.json")]) == 0
+    assert main([*base, "--out", str(moved / "killed.json"), "--json"]) == 0
     assert stripped(moved / "killed.json") == stripped(whole)
     assert Image.open(moved / "killed.png").width > 300
 

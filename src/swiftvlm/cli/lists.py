@@ -3,8 +3,10 @@
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from swiftvlm.cli.parse import print_json
 from swiftvlm.families import FAMILIES
@@ -23,13 +25,15 @@ def methods(json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    table = Table("method", "what it does", "paper", "follows", "after layers", "presets")
-    table.columns[0].no_wrap = table.columns[2].no_wrap = True
-    table.columns[5].overflow = "fold"
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    table.add_column("after layers", no_wrap=True)
+    table.add_column("what it does; what it follows; presets")
     for row in rows:
         acts = ", ".join(map(str, row["acts_after"])) or "-"
-        paper, source = row["paper"] or "-", row["source"] or "-"
-        table.add_row(row["name"], row["summary"], paper, source, acts, ", ".join(row["presets"]) or "-")
+        known = [row["paper"], row["source"], ", ".join(row["presets"])]
+        told = "; ".join(part for part in known if part)
+        table.add_row(row["name"], acts, Text(row["summary"]) + Text(f"\n{told}" if told else "", style="dim"))
     Console(highlight=False).print(table)
     print_trained()
 

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +12,7 @@ from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_meth
 from swiftvlm.errors import BudgetError, SwiftVLMError
 from swiftvlm.flops import exact_total, paper_total
 from swiftvlm.methods import METHODS
+from swiftvlm.methods.vanilla import Vanilla
 from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 
@@ -49,11 +51,12 @@ def plan(
 
 
 def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int, text_tokens: int, json: bool) -> None:
-    """Every method at a budget, or why it cannot meet it."""
+    """Every method at a budget, or why it cannot meet it; vanilla, which has none, to compare with."""
     rows = []
     for name, kind in METHODS.items():
         try:
-            made = swiftvlm.plan(kind(), budget, shape, visual_tokens, text_tokens)
+            limit = None if name == Vanilla.name else budget
+            made = swiftvlm.plan(kind(), limit, shape, visual_tokens, text_tokens)
         except BudgetError as error:
             rows.append({"method": name, "error": str(error)})
         else:
@@ -62,17 +65,25 @@ def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int,
         print_json(rows)
         return
     told = "each method's first preset" if budget is None else f"budget {budget}"
-    table = Table("method", "tokens", "at output", "TFLOPs", "paper's unit", "KV MiB", "stages", title=told)
-    for column in table.columns[1:6]:
-        column.justify = "right"
+    heads = ("tokens", "at output", "TFLOPs", "paper's", "KV MiB")
+    table = Table(title=told, box=SIMPLE_HEAD, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("stages")
     for row in rows:
         table.add_row(*_line(row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    # Below, not in a column that would make the others narrow.
+    for row in rows:
+        if "error" in row:
+            console.print(f"{row['method']}: {row['error']}", soft_wrap=True)
 
 
 def _line(row: dict[str, Any]) -> list[str]:
     if "error" in row:
-        return [row["method"], *["-"] * 5, row["error"]]
+        return [row["method"], *["-"] * 6]
     stages = [f"{cut['after']}: {cut['kept']}" + f"+{cut['merged']}" * bool(cut["merged"]) for cut in row["stages"]]
     return [
         row["method"],

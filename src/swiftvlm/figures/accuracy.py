@@ -1,12 +1,14 @@
 """Accuracy against the visual tokens that were really computed, one line a method, one panel a task."""
 
 import math
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 MARKS = "osD"  # one shape a round of colours
+LINES = ("-", "--", ":")  # one kind a round of shapes
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 
 
@@ -33,14 +35,15 @@ def draw_accuracy(summary: list[dict[str, Any]]) -> Figure:
 
 
 def _panel(axes: Axes, task: str, records: list[dict[str, Any]], methods: list[str]) -> None:
-    looks = [(color, mark) for mark in MARKS for color in COLORS]
-    for (color, mark), method in zip(looks, methods, strict=False):
+    looks = [(color, mark, line) for line in LINES for mark in MARKS for color in COLORS]
+    for (color, mark, line), method in zip(cycle(looks), methods, strict=False):
         points = sorted(
             (record for record in records if _method(record) == method), key=lambda record: record["tokens"]
         )
         x = [point["tokens"] for point in points]
         y, error = ([100 * point[key] for point in points] for key in ("accuracy", "error"))
-        axes.errorbar(x, y, error, label=method, color=color, marker=mark, markersize=4, capsize=2, linewidth=1.4)
+        look: dict[str, Any] = {"color": color, "marker": mark, "linestyle": line, "linewidth": 1.4}
+        axes.errorbar(x, y, error, label=method, markersize=4, capsize=2, **look)
     for record in records:
         if record["cell"] == "vanilla":
             axes.axhline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label="vanilla")

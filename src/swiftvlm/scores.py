@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from swiftvlm.stage import Score
-from swiftvlm.tokens import keep_top, places
+from swiftvlm.tokens import keep_top
 
 
 @dataclass(frozen=True)
@@ -82,78 +82,14 @@ class TextAttention:
         return torch.nan_to_num(weights).mean(1)
 
 
-@dataclass(frozen=True)
-class Raters:
-    """Mean attention from the text tokens that the image is about: SparseVLM's raters.
-
-    Chosen once, on the language model's input embeddings: every visual token spreads a share of 1 over the text behind
-    the image (softmax of dot products), and raters get more than the average text token; all, where all get the same.
-    """
-
-    probe: Literal["previous", "next"] = "previous"
-
-    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """Attention probability of each token, mean over heads and raters."""
-        table, real = self.table(view)
-        return table.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
-
-    def table(self, view: View) -> tuple[Float[Tensor, "batch raters tokens"], Bool[Tensor, "batch raters"]]:
-        """Every rater's head-mean attention, and which are real: rows of zeros behind a row's last rater."""
-        chosen = self.chosen(view)
-        queries, real = places(chosen, int(chosen.sum(1).max()))
-        logits = view.attention_logits(queries, True)
-        causal = torch.arange(view.slot.shape[1], device=view.slot.device) <= queries[..., None]
-        keys = view.present[:, None] & causal & real[..., None]
-        weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
-        return torch.nan_to_num(weights).mean(1), real
-
-    def chosen(self, view: View) -> Bool[Tensor, "batch tokens"]:
-        """Which tokens of the view rate. Text is never dropped, so the choice is the same at every stage."""
-        start = view.start()
-        whole = torch.stack([self._raters(start, row) for row in range(len(start.query))]).to(view.slot.device)
-        return whole.gather(1, view.slot.clamp(min=0)) & (view.slot >= 0)
-
-    def _raters(self, start: Started, row: int) -> Bool[Tensor, " prompt"]:
-        """Of one row, by slot."""
-        visual, chosen = start.candidates[row].nonzero()[:, 0], torch.zeros_like(start.present[row])
+def marked(view: View, choose: Callable[[int, Tensor, int], Sequence[int] | Tensor]) -> Float[Tensor, "batch tokens"]:
+    """1 for chosen tokens, 0 for all others: `choose(row, visual, keep)` names `keep` of the places in `visual`."""
+    scores = torch.zeros(view.slot.shape, device=view.slot.device)
+    for row, keep in enumerate(view.keep):
+        visual = view.candidates[row].nonzero()[:, 0]
         if len(visual):
-            text = behind(start.present[row], visual, start.query[row])
-            chosen[text[self._above(start.hidden[row].float(), visual, text)]] = True
-        return chosen
-
-    def _above(
-        self, states: Float[Tensor, "prompt dim"], visual: Int[Tensor, " visual"], text: Int[Tensor, " text"]
-    ) -> Bool[Tensor, " text"]:
-        """Which text gets more than the average."""
-        shares = torch.softmax(states[visual] @ states[text].T, dim=-1).mean(0)
-        more = shares > shares.mean()
-        return more if bool(more.any()) else torch.ones_like(more)
-
-
-@dataclass(frozen=True)
-class AllText(Raters):
-    """Mean attention from all text behind the image."""
-
-    def _above(
-        self, states: Float[Tensor, "prompt dim"], visual: Int[Tensor, " visual"], text: Int[Tensor, " text"]
-    ) -> Bool[Tensor, " text"]:
-        return torch.ones_like(text, dtype=torch.bool)
-
-
-@dataclass(frozen=True)
-class RankOfAttention:
-    """The first release's count: the rank of the raters' attention to the visual tokens, scaled (int(rank * s + b))."""
-
-    scale: float
-    bias: float
-
-    def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
-        """One count a row, at least 1."""
-        table, _ = Raters().table(view)
-        ranks = [
-            int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)
-        ]
-        return [max(int(rank * self.scale + self.bias), 1) for rank in ranks]
+            scores[row, choose(row, visual, min(keep, len(visual)))] = 1.0
+    return scores
 
 
 def behind(present: Bool[Tensor, " tokens"], visual: Int[Tensor, " visual"], query: Tensor) -> Int[Tensor, " text"]:
@@ -208,46 +144,6 @@ class Coordinates:
 
 
 @dataclass(frozen=True)
-class Dissimilar:
-    """What is least like a few pivots, the tokens of the largest keys (DART). Attention is not looked at.
-
-    `pivots`: as many visual and as many text tokens behind the image. Each pivot in turn adds its share of the visual
-    tokens still left, those of the lowest cosine to it.
-    """
-
-    pivots: int
-    probe: Literal["previous", "next"] = "previous"
-
-    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """1 for chosen tokens, 0 for all others."""
-        sizes = view.keys().float().abs().sum((1, 3))
-        units = torch.nn.functional.normalize(view.final().float(), dim=-1)
-        scores = torch.zeros(view.slot.shape, device=view.slot.device)
-        for row, keep in enumerate(view.keep):
-            visual = view.candidates[row].nonzero()[:, 0]
-            if len(visual):
-                text = behind(view.present[row], visual, view.query[row])
-                scores[row, self._chosen(sizes[row], units[row], visual, text, min(keep, len(visual)))] = 1.0
-        return scores
-
-    def _chosen(self, sizes: Tensor, units: Tensor, visual: Tensor, text: Tensor, keep: int) -> list[int]:
-        """Places of `keep` visual tokens."""
-        kept = _first(-sizes, visual, min(self.pivots, keep))
-        pivots = kept + _first(-sizes, text, self.pivots)
-        share, more = divmod(keep - len(kept), len(pivots))
-        for number, pivot in enumerate(pivots):
-            left = visual[~torch.isin(visual, torch.tensor(kept, device=visual.device))]
-            kept = kept + _first(units @ units[pivot], left, share + (number < more))
-        return kept
-
-
-def _first(values: Tensor, among: Tensor, count: int) -> list[int]:
-    """The `count` places of the lowest values, ascending in value; ties: the lower place."""
-    best: list[int] = among[torch.argsort(values[among], stable=True)[:count]].tolist()
-    return best
-
-
-@dataclass(frozen=True)
 class Uniform:
     """Evenly spaced candidates in raster order: the middles of `keep` equal stretches."""
 
@@ -255,13 +151,12 @@ class Uniform:
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """1 for the evenly spaced candidates, 0 for all others."""
-        scores = torch.zeros(view.slot.shape, device=view.slot.device)
-        for row, keep in enumerate(view.keep):
+
+        def choose(row: int, visual: Tensor, keep: int) -> Tensor:
             # Middles of equal stretches, not multiples of a step: both edges of the image are as far from a token.
-            places = view.candidates[row].nonzero()[:, 0]
-            middles = (torch.arange(keep, device=places.device) * 2 + 1) * len(places) // max(2 * keep, 1)
-            scores[row, places[middles]] = 1.0
-        return scores
+            return visual[(torch.arange(keep, device=visual.device) * 2 + 1) * len(visual) // (2 * keep)]
+
+        return marked(view, choose)
 
 
 @dataclass(frozen=True)

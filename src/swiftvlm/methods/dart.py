@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset
-from swiftvlm.scores import Dissimilar
+from swiftvlm.ratings.dart import Dissimilar
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage
 

@@ -8,7 +8,7 @@ from swiftvlm.budget import Budget, Slot, refuse, target_average
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut, Plan
-from swiftvlm.scores import RankOfAttention, Raters
+from swiftvlm.ratings.raters import RankOfAttention, Raters
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Drop, Measure, Merge, Positions, Stage
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from swiftvlm.methods.base import Preset
 from swiftvlm.methods.tiles import TiledThenCut
+from swiftvlm.ratings.raters import AllText
 from swiftvlm.reductions.star import Received
-from swiftvlm.scores import AllText
 from swiftvlm.stage import Positions, Reduction, Score
 
 

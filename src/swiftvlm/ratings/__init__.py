@@ -1,1 +1,1 @@
-"""How single methods rate tokens: one file each, used by one method."""
+"""How single methods rate tokens; what several share is in `swiftvlm.scores`."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from swiftvlm.scores import View
+from swiftvlm.scores import View, marked
 from swiftvlm.tower import cosines, unit
 
 
@@ -19,15 +19,13 @@ class Greedy:
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """1 for chosen tokens, 0 for all others."""
-        scores = torch.zeros(view.slot.shape, device=view.slot.device)
-        for row, keep in enumerate(view.keep):
-            visual = view.candidates[row].nonzero()[:, 0]
-            if len(visual):
-                states = view.hidden[row, visual].float()
-                salient = unit(states) @ unit(view.hidden[row, view.query[row]][None])[0]
-                likeness = cosines(states - states.mean(0))
-                scores[row, visual[independent(salient, likeness, keep, self.alike)]] = 1.0
-        return scores
+
+        def choose(row: int, visual: Tensor, keep: int) -> Tensor:
+            states = view.hidden[row, visual].float()
+            salient = unit(states) @ unit(view.hidden[row, view.query[row]][None])[0]
+            return visual[independent(salient, cosines(states - states.mean(0)), keep, self.alike)]
+
+        return marked(view, choose)
 
 
 def independent(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from swiftvlm.scores import View
+from swiftvlm.scores import View, marked
 
 SPREAD = 10.0  # grid cells
 MIDDLE = 0.01  # weight of the distance to the middle
@@ -25,14 +25,13 @@ class Transported:
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """1 for chosen tokens, 0 for all others."""
-        scores = torch.zeros(view.slot.shape, device=view.slot.device)
-        for row, (cells, keep) in enumerate(zip(view.cells(), view.keep, strict=True)):
-            visual = view.candidates[row].nonzero()[:, 0]
-            if len(visual):
-                before, behind = view.entered()[row, visual].float(), view.hidden[row, visual].float()
-                worth = importance(before, behind, cells[visual])
-                scores[row, visual[recovered(worth, keep, self.recover)]] = 1.0
-        return scores
+        entered, cells = view.entered(), view.cells()
+
+        def choose(row: int, visual: Tensor, keep: int) -> Tensor:
+            worth = importance(entered[row, visual].float(), view.hidden[row, visual].float(), cells[row, visual])
+            return visual[recovered(worth, keep, self.recover)]
+
+        return marked(view, choose)
 
 
 def importance(

@@ -1,0 +1,49 @@
+"""DART's choice: unlike a few pivots."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from swiftvlm.scores import View, behind, marked
+
+
+@dataclass(frozen=True)
+class Dissimilar:
+    """What is least like a few pivots, the tokens of the largest keys (DART). Attention is not looked at.
+
+    `pivots`: as many visual and as many text tokens behind the image. Each pivot in turn adds its share of the visual
+    tokens still left, those of the lowest cosine to it.
+    """
+
+    pivots: int
+    probe: Literal["previous", "next"] = "previous"
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """1 for chosen tokens, 0 for all others."""
+        sizes = view.keys().float().abs().sum((1, 3))
+        units = torch.nn.functional.normalize(view.final().float(), dim=-1)
+
+        def choose(row: int, visual: Tensor, keep: int) -> list[int]:
+            text = behind(view.present[row], visual, view.query[row])
+            return self._chosen(sizes[row], units[row], visual, text, keep)
+
+        return marked(view, choose)
+
+    def _chosen(self, sizes: Tensor, units: Tensor, visual: Tensor, text: Tensor, keep: int) -> list[int]:
+        """Places of `keep` visual tokens."""
+        kept = _first(-sizes, visual, min(self.pivots, keep))
+        pivots = kept + _first(-sizes, text, self.pivots)
+        share, more = divmod(keep - len(kept), len(pivots))
+        for number, pivot in enumerate(pivots):
+            left = visual[~torch.isin(visual, torch.tensor(kept, device=visual.device))]
+            kept = kept + _first(units @ units[pivot], left, share + (number < more))
+        return kept
+
+
+def _first(values: Tensor, among: Tensor, count: int) -> list[int]:
+    """The `count` places of the lowest values, ascending in value; ties: the lower place."""
+    best: list[int] = among[torch.argsort(values[among], stable=True)[:count]].tolist()
+    return best

@@ -1,0 +1,86 @@
+"""Attention from the text that the image is about (SparseVLM), or from all of it (STAR)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from swiftvlm.scores import Started, View, behind
+from swiftvlm.tokens import places
+
+
+@dataclass(frozen=True)
+class Raters:
+    """Mean attention from the text tokens that the image is about: SparseVLM's raters.
+
+    Chosen once, on the language model's input embeddings: every visual token spreads a share of 1 over the text behind
+    the image (softmax of dot products), and raters get more than the average text token; all, where all get the same.
+    """
+
+    probe: Literal["previous", "next"] = "previous"
+
+    def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """Attention probability of each token, mean over heads and raters."""
+        table, real = self.table(view)
+        return table.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+
+    def table(self, view: View) -> tuple[Float[Tensor, "batch raters tokens"], Bool[Tensor, "batch raters"]]:
+        """Every rater's head-mean attention, and which are real: rows of zeros behind a row's last rater."""
+        chosen = self.chosen(view)
+        queries, real = places(chosen, int(chosen.sum(1).max()))
+        logits = view.attention_logits(queries, True)
+        causal = torch.arange(view.slot.shape[1], device=view.slot.device) <= queries[..., None]
+        keys = view.present[:, None] & causal & real[..., None]
+        weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
+        return torch.nan_to_num(weights).mean(1), real
+
+    def chosen(self, view: View) -> Bool[Tensor, "batch tokens"]:
+        """Which tokens of the view rate. Text is never dropped, so the choice is the same at every stage."""
+        start = view.start()
+        whole = torch.stack([self._raters(start, row) for row in range(len(start.query))]).to(view.slot.device)
+        return whole.gather(1, view.slot.clamp(min=0)) & (view.slot >= 0)
+
+    def _raters(self, start: Started, row: int) -> Bool[Tensor, " prompt"]:
+        """Of one row, by slot."""
+        visual, chosen = start.candidates[row].nonzero()[:, 0], torch.zeros_like(start.present[row])
+        if len(visual):
+            text = behind(start.present[row], visual, start.query[row])
+            chosen[text[self._above(start.hidden[row].float(), visual, text)]] = True
+        return chosen
+
+    def _above(
+        self, states: Float[Tensor, "prompt dim"], visual: Int[Tensor, " visual"], text: Int[Tensor, " text"]
+    ) -> Bool[Tensor, " text"]:
+        """Which text gets more than the average."""
+        shares = torch.softmax(states[visual] @ states[text].T, dim=-1).mean(0)
+        more = shares > shares.mean()
+        return more if bool(more.any()) else torch.ones_like(more)
+
+
+@dataclass(frozen=True)
+class AllText(Raters):
+    """Mean attention from all text behind the image."""
+
+    def _above(
+        self, states: Float[Tensor, "prompt dim"], visual: Int[Tensor, " visual"], text: Int[Tensor, " text"]
+    ) -> Bool[Tensor, " text"]:
+        return torch.ones_like(text, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class RankOfAttention:
+    """The first release's count: the rank of the raters' attention to the visual tokens, scaled (int(rank * s + b))."""
+
+    scale: float
+    bias: float
+
+    def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
+        """One count a row, at least 1."""
+        table, _ = Raters().table(view)
+        ranks = [
+            int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)
+        ]
+        return [max(int(rank * self.scale + self.bias), 1) for rank in ranks]

@@ -263,6 +263,17 @@ def test_a_budget_below_the_floor_is_a_dash(untrained, tmp_path, capsys):
     assert {row["cell"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]} == {"vanilla", "fastv@250"}
 
 
+def test_counts_of_its_own_are_a_budget_of_its_own(untrained, tmp_path):
+    """What `swiftvlm split` prints is one cell, whatever the budgets of the others."""
+    fixed = "swiftvlm:layers=2/4:counts=40/10/20"
+    out = tmp_path / "x.json"
+    asked = ["--methods", f"uniform,{fixed}", "--budgets", "300,260", "--limit", "1", "--tasks", "ref"]
+    assert main(["eval", "--model", untrained, "--dtype", "float32", *asked, "--out", str(out), "--json"]) == 0
+    rows = {row["cell"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(rows) == {"uniform@300", "uniform@260", fixed}
+    assert rows[fixed]["tokens"] == pytest.approx((2 * 576 + 50 + 3 * 20) / 6, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

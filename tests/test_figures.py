@@ -14,6 +14,7 @@ import swiftvlm
 from swiftvlm.cli.app import main
 from swiftvlm.errors import TraceError
 from swiftvlm.families.base import grid_cells
+from swiftvlm.figures.accuracy import draw_accuracy
 from swiftvlm.figures.fates import Fate, anchors_of, fates
 from swiftvlm.figures.layout import Panel, layout_of
 from swiftvlm.figures.patches import GROUPS, draw_patches
@@ -393,6 +394,17 @@ def test_figure_mistakes_are_told(arguments, says, capsys):
     """One line, exit code 2."""
     assert main(["figure", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_many_methods_are_told_apart():
+    """Thirty lines, none left out, no two alike."""
+    record = {"task": "ref", "tokens": 128.0, "accuracy": 0.5, "error": 0.02}
+    figure = draw_accuracy([record | {"cell": f"m{number}@128"} for number in range(30)])
+    lines = [
+        line for line in figure.axes[0].lines if line.get_label().startswith("_child") or line.get_marker() in "osD"
+    ]
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+    assert len(looks) == 30
 
 
 def test_figures_are_the_same_every_time(tmp_path, capsys):

@@ -1,4 +1,7 @@
-"""The laws for methods that act before the language model; that they choose right is what their references say."""
+"""The laws for methods that act before the language model; that they choose right is what their references say.
+
+Laws 8 to 11 also for methods inside it that the files of these laws leave to this one.
+"""
 
 from copy import deepcopy
 from typing import Any
@@ -24,6 +27,7 @@ from swiftvlm.methods.vitcop import ViTCoP
 from swiftvlm.methods.vscan import VScan
 from swiftvlm.shape import ModelShape
 from swiftvlm.tower import Seen
+from tests.laws.cases import METHODS as IN_MODEL
 from tests.laws.cases import (
     SETTINGS,
     answering,
@@ -68,6 +72,9 @@ CHOOSING = {
 # Both families, attentions and sides; each method in two of the four.
 FOUR = [SETTINGS[0], SETTINGS[1], SETTINGS[5], SETTINGS[7]]
 every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+INSIDE = {name: IN_MODEL[name] for name in ("dart", "topv", "greedyprune", "ivcprune", "sparsevlm", "sparsevlm+")}
+EVERY = METHODS | INSIDE
+every_one = pytest.mark.parametrize("method", EVERY.values(), ids=EVERY)
 
 
 @crossed(CHOOSING, FOUR)
@@ -123,7 +130,7 @@ def test_a_batch_is_its_rows_alone(method, setting):
         torch.testing.assert_close(steps[index], own_steps[0], atol=1e-5, rtol=0)
 
 
-@every
+@every_one
 def test_left_as_found(method):
     """Law 8: no hook is left on tower, projector or layers, also behind an error."""
     model = tiny()
@@ -142,7 +149,7 @@ def _hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-@every
+@every_one
 def test_no_ops_are_exact(method):
     """Law 9: text alone, and rows within an int budget."""
     model = tiny()
@@ -170,7 +177,7 @@ def test_a_budget_is_kept(method, family):
         assert 7.5 < sum(row) / LAYERS <= 9
 
 
-@every
+@every_one
 def test_the_same_with_both_attentions(method):
     """Law 10: SDPA and eager choose the same tokens, run after run."""
     found = []
@@ -184,7 +191,7 @@ def test_the_same_with_both_attentions(method):
     assert torch.equal(found[0][1], found[2][1])
 
 
-@every
+@every_one
 @pytest.mark.parametrize("ways", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
 def test_generate_is_prefill_and_steps(method, ways):
     """Law 11: a greedy answer is that of single steps; beams and samples repeat and share their prompt's choice."""

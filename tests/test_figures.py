@@ -1,6 +1,7 @@
 """The numbers behind the figures: who was kept, who waits, who speaks for whom, and in which patch it is drawn."""
 
 import io
+import json
 from itertools import combinations
 
 import pytest
@@ -405,6 +406,22 @@ def test_many_methods_are_told_apart():
     ]
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
     assert len(looks) == 30
+
+
+def test_some_methods_of_a_file(tmp_path, capsys):
+    """Chosen ones and vanilla are drawn; others are named with what there is."""
+    record = {"task": "ref", "tokens": 128.0, "accuracy": 0.5, "error": 0.02}
+    summary = [record | {"cell": cell} for cell in ("vanilla", "fastv@128", "pdrop@128")]
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps({"summary": summary, "rows": []}))
+    told = ["figure", "accuracy", "--data", str(file), "--into", str(tmp_path), "--methods"]
+    assert main([*told, "pdrop"]) == 0
+    drawn = (tmp_path / "accuracy.svg").read_text()
+    assert "<!-- pdrop -->" in drawn
+    assert "<!-- fastv -->" not in drawn
+    capsys.readouterr()
+    assert main([*told, "pdrop,dart"]) == 2
+    assert "--methods dart: not in this file, which has vanilla, fastv, pdrop" in capsys.readouterr().err
 
 
 def test_figures_are_the_same_every_time(tmp_path, capsys):

@@ -14,6 +14,7 @@ from rich.console import Console
 import swiftvlm
 from swiftvlm.cli.parse import read_budget, read_method, read_shape
 from swiftvlm.errors import SwiftVLMError
+from swiftvlm.evaluation.summary import VANILLA
 from swiftvlm.evaluation.tasks import embedded_task
 from swiftvlm.figures.accuracy import draw_accuracy
 from swiftvlm.figures.changes import draw_changes
@@ -46,7 +47,12 @@ def figure(
     data: Annotated[
         Path | None, typer.Option(help="Result file of swiftvlm eval, profile or explain, whichever it draws.")
     ] = None,
-    methods: Annotated[str, typer.Option(help="Methods of the river, with commas.")] = "fastv,swiftvlm",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods of accuracy and cost (default: all), or of the river (fastv,swiftvlm), with commas."
+        ),
+    ] = None,
     budget: Annotated[str, typer.Option(help="Budget of the river.")] = "192",
     shape: Annotated[str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, or a config file.")] = "llava-1.5-7b",
     visual_tokens: Annotated[int, typer.Option(help="Visual tokens of the river's prompt.")] = 576,
@@ -62,13 +68,13 @@ def figure(
         raise SwiftVLMError(f"--into {into}: there is no such folder")
     if name == "river":
         size, limit = read_shape(shape), read_budget(budget)
-        chosen = [text.strip() for text in methods.split(",")]
+        chosen = _named(methods or "fastv,swiftvlm")
         drawn = draw_river({text: swiftvlm.plan(read_method(text), limit, size, visual_tokens) for text in chosen})
     elif name == "schematic":
         drawn = draw_schematic()
     else:
         draw, command = FROM_RESULTS[name]
-        drawn = _drawn(draw, data, command)
+        drawn = _drawn(draw, data, command, None if methods is None else _named(methods))
     # Ids in an SVG are salted at random unless told otherwise; the same figure shall be the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "swiftvlm"}):
         drawn.savefig(into / f"{name}.svg", metadata={"Date": None, "Creator": None})
@@ -86,13 +92,26 @@ def _story(draw: Callable[[Image, Any], Figure], summary: Any) -> Figure:
     return draw(next(sample for sample in samples if sample.key == story["key"]).picture(), story)
 
 
-def _drawn(draw: Draw, data: Path | None, command: str) -> Figure:
-    """A figure of a result file. Raises `SwiftVLMError` for a file of another kind."""
+def _named(methods: str) -> list[str]:
+    return [text.strip() for text in methods.split(",")]
+
+
+def _of(summary: Any, methods: list[str]) -> Any:
+    """The records of some methods, and vanilla's. Raises `SwiftVLMError` for one that the file does not know."""
+    known = list(dict.fromkeys(record["cell"].split("@")[0] for record in summary))
+    if missing := [name for name in methods if name not in known]:
+        raise SwiftVLMError(f"--methods {', '.join(missing)}: not in this file, which has {', '.join(known)}")
+    return [record for record in summary if record["cell"].split("@")[0] in (VANILLA, *methods)]
+
+
+def _drawn(draw: Draw, data: Path | None, command: str, methods: list[str] | None) -> Figure:
+    """A figure of a result file. Raises `SwiftVLMError` for a file of another kind, or methods that it lacks."""
     if data is None:
         raise SwiftVLMError(f"give --data, the result file of {command}")
     try:
         read = json.loads(data.read_text())
-        return draw(read["summary"], read["rows"])
+        summary = read["summary"] if methods is None else _of(read["summary"], methods)
+        return draw(summary, read["rows"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as wrong:
         if isinstance(wrong, SwiftVLMError):
             raise

@@ -7,7 +7,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from swiftvlm.plans import Number
+
 MARKS = "osD"  # one shape a round of colours
+FONT = 8  # points, of small print
 LINES = ("-", "--", ":")  # one kind a round of shapes
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 
@@ -28,10 +31,17 @@ def draw_accuracy(summary: list[dict[str, Any]]) -> Figure:
     for axes in panels[len(tasks) :]:
         axes.remove()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), fontsize=8, frameon=False
-    )
+    places = _places(figure.get_figwidth(), labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=places, fontsize=FONT, frameon=False)
     return figure
+
+
+def _places(inches: Number, labels: list[str]) -> int:
+    """Names side by side in a legend that is no wider than its figure."""
+    letters = max(map(len, labels), default=0)
+    # A letter is about 0.6 of its size wide, the mark in front as much as seven of them.
+    wide = (letters + 7) * 0.6 * FONT / 72
+    return max(1, min(5, len(labels), int(inches / wide)))
 
 
 def _panel(axes: Axes, task: str, records: list[dict[str, Any]], methods: list[str]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import swiftvlm
@@ -34,7 +35,7 @@ from tests.laws.cases import (
     visual_slots,
     watching,
 )
-from tests.support import LAYERS, batch_of
+from tests.support import LAYERS, batch_of, make_row
 
 SWIFT = swiftvlm.SwiftVLM(layers=(2, 4, 6))
 BY_BUDGET: dict[str, Method] = {
@@ -138,6 +139,18 @@ def test_answers_grow_every_layer_alike(method, setting):
         for look, size in zip(layers, sizes, strict=True):
             cached = size - 2 + step
             assert look.mask is None or (look.mask.shape[-1], look.keys_seen(0, 0)) == (cached, cached)
+
+
+@crossed({name: METHODS[name] for name in TRIMMING}, LEFT)
+def test_a_longer_row_of_text_trims_no_less(method, setting):
+    """Beside a prompt that stays as long as the batch was, a row decodes as it does alone."""
+    model, answer = setting.model, text_ids(2, 3)
+    rows = [make_row(model, 36), make_row(model, 37, images=0, text=99)]
+    with swiftvlm.prune(model, method):
+        _, together = answering(model, batch_of(model, rows), answer, positions=True)
+    with swiftvlm.prune(model, method):
+        _, alone = answering(model, batch_of(model, rows[:1]), answer[:1], positions=True)
+    torch.testing.assert_close(together[0], alone[0], atol=1e-5, rtol=0)
 
 
 @crossed({name: METHODS[name] for name in TRIMMING}, SETTINGS)

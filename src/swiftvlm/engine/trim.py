@@ -13,7 +13,8 @@ from swiftvlm.engine.prefill import Prefill
 def trimmable(prefill: Prefill) -> bool:
     """Whether there are caches to cut: a stage that says so, and that left something out."""
     due = any(stage.trims for _, stage in prefill.stages.values())
-    return due and prefill.segments[0].slot.shape[1] < prefill.length
+    # By counts, not by lengths: beside a longer row of text a batch stays as long as it was.
+    return due and any(cut.total < plan.visual for plan in prefill.plans for cut in plan.cuts)
 
 
 def trim(prefill: Prefill, cache: Any) -> None:

@@ -140,6 +140,9 @@ def _revive(data: dict[str, Any]) -> Run:
     # Strict both ways: a field this version does not know would be lost without a word.
     if set(data) != names:
         raise TraceError(f"a run must have the fields {sorted(names)}, got {sorted(data)}")
+    broken = [name for name in TENSORS if not isinstance(data[name], list)]
+    if broken:
+        raise TypeError(f"{', '.join(broken)} must be lists")
     values = {name: _tuples(value, TENSORS.get(name, 9)) for name, value in data.items()}
     # A row without an image has no cells, and an empty list does not say how wide it was.
     return Run(**{**values, "cells": tuple(cells.reshape(-1, 4) for cells in values["cells"])})

@@ -25,7 +25,7 @@ demo: $(VENV)/ready
 
 # Every law at the oldest transformers that is supported.
 test-oldest: $(OLDEST)/ready
-	$(OLDEST)/bin/python -m pytest -n auto tests/laws tests/test_against_reference.py
+	$(OLDEST)/bin/python -m pytest -n auto tests/laws tests/test_against_reference.py tests/test_before_reference.py tests/test_more_reference.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

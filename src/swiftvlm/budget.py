@@ -143,3 +143,17 @@ def pick_preset(presets: Mapping[str, object], name: str, method: str) -> str:
         known = ", ".join(presets) or "none"
         raise BudgetError(f"{method} has no preset {name!r}; it has: {known}")
     return name
+
+
+def shares(count: int, sizes: Sequence[int]) -> list[int]:
+    """A count in proportion to some sizes: rounded down, then the largest remainders, ties to the first; no more than
+
+    there is.
+    """
+    total = sum(sizes)
+    count = min(count, total)
+    found = [count * size // max(total, 1) for size in sizes]
+    left = sorted(range(len(sizes)), key=lambda i: (-(count * sizes[i] % max(total, 1)), i))
+    for index in left[: count - sum(found)]:
+        found[index] += 1
+    return found

@@ -92,7 +92,9 @@ def marked(view: View, choose: Callable[[int, Tensor, int], Sequence[int] | Tens
     return scores
 
 
-def behind(present: Bool[Tensor, " tokens"], visual: Int[Tensor, " visual"], query: Tensor) -> Int[Tensor, " text"]:
+def behind(
+    present: Bool[Tensor, " tokens"], visual: Int[Tensor, " visual"], query: Tensor | int
+) -> Int[Tensor, " text"]:
     """Places of a row's text behind its last visual token, the last prompt token included."""
     place = torch.arange(len(present), device=present.device)
     return (present & (place > visual[-1]) & (place <= query)).nonzero()[:, 0]

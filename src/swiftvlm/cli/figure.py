@@ -16,7 +16,7 @@ from swiftvlm.cli.parse import read_budget, read_method, read_shape
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.summary import VANILLA
 from swiftvlm.evaluation.tasks import embedded_task
-from swiftvlm.figures.accuracy import draw_accuracy
+from swiftvlm.figures.accuracy import draw_accuracy, method_of
 from swiftvlm.figures.changes import draw_changes
 from swiftvlm.figures.cost import draw_cost
 from swiftvlm.figures.overlap import draw_overlap
@@ -98,10 +98,10 @@ def _named(methods: str) -> list[str]:
 
 def _of(summary: Any, methods: list[str]) -> Any:
     """The records of some methods, and vanilla's. Raises `SwiftVLMError` for one that the file does not know."""
-    known = list(dict.fromkeys(record["cell"].split("@")[0] for record in summary))
+    known = list(dict.fromkeys(method_of(record["cell"]) for record in summary))
     if missing := [name for name in methods if name not in known]:
         raise SwiftVLMError(f"--methods {', '.join(missing)}: not in this file, which has {', '.join(known)}")
-    return [record for record in summary if record["cell"].split("@")[0] in (VANILLA, *methods)]
+    return [record for record in summary if method_of(record["cell"]) in (VANILLA, *methods)]
 
 
 def _drawn(draw: Draw, data: Path | None, command: str, methods: list[str] | None) -> Figure:

@@ -13,12 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from swiftvlm import tokens
+from swiftvlm.budget import shares
 from swiftvlm.engine.layout import Beside, Layout, cut, shrink
 from swiftvlm.engine.prefill import Choice
 from swiftvlm.engine.prompt import Prompt
 from swiftvlm.engine.watch import TowerWatch
 from swiftvlm.errors import UnsupportedError
 from swiftvlm.plans import Plan
+from swiftvlm.scores import behind
 from swiftvlm.stage import Reduction
 from swiftvlm.tower import Reduced
 
@@ -135,6 +137,7 @@ def _row(
     if cells is None:
         raise UnsupportedError("where in the image a visual token stands is not known here, and this method asks")
     slots, here = prompt.pictured[row].nonzero()[:, 0], cells.to(embeds.device)
+    text = prompt.input_ids[row][behind(prompt.attended[row], slots, prompt.input_ids.shape[1])]
     free = prompt.candidates[row][slots]
     slots, here = slots[free], here[free]
     placed = here[:, 2] >= 0
@@ -144,7 +147,6 @@ def _row(
     following = plan.cuts[1].merged if len(plan.cuts) > 1 else 0
     kept, merged, clusters = (shares(count, sizes) for count in (plan.cuts[0].kept, plan.cuts[0].merged, following))
     done: list[tuple[Tensor, Reduced]] = []
-    text = prompt.input_ids[row][_behind(prompt, row)]
     for tile, keep, merge, due in zip(tiles, kept, merged, clusters, strict=True):
         own = slots[tile]
         seen = watch.find(embeds[row, own], here[tile][:, 2] * watch.side + here[tile][:, 3], text)
@@ -153,28 +155,6 @@ def _row(
     # Tokens without a place go first; they stay only where the count asks for more than there are patches.
     spare = slots[~placed][: max(plan.cuts[0].total - sum(sizes), 0)]
     return _joined(done, spare, slots, embeds[row], reduction.ordered)
-
-
-def _behind(prompt: Prompt, row: int) -> Bool[Tensor, " prompt"]:
-    """A row's text behind its last visual token."""
-    last = prompt.pictured[row].nonzero()[-1, 0]
-    place = torch.arange(prompt.input_ids.shape[1], device=last.device)
-    found: Tensor = prompt.attended[row] & (place > last)
-    return found
-
-
-def shares(count: int, sizes: Sequence[int]) -> list[int]:
-    """A count in proportion to some sizes: rounded down, then the largest remainders, ties to the first; no more than
-
-    there is.
-    """
-    total = sum(sizes)
-    count = min(count, total)
-    found = [count * size // max(total, 1) for size in sizes]
-    left = sorted(range(len(sizes)), key=lambda i: (-(count * sizes[i] % max(total, 1)), i))
-    for index in left[: count - sum(found)]:
-        found[index] += 1
-    return found
 
 
 def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, embeds: Tensor, ordered: bool) -> Row:

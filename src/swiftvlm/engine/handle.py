@@ -53,8 +53,8 @@ class Handle:
         self.core, self.decoder = self.family.core(self.model), self.family.language_model(self.model)
         self.layers = self.family.layers(self.decoder)
         check_text_config(self.decoder.config)
-        if self.method.missing():
-            raise MethodError(self.method.missing())
+        if missing := self.method.missing():
+            raise MethodError(missing)
         self.shape = ModelShape.of(self.model)
         self.stages = check_stages(self.method, self.method.stages(self.shape), self.shape)
         if self.stages and self.stages[0].after < self.family.first_stage:

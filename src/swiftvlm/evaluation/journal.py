@@ -122,7 +122,8 @@ class Journal:
     def finish(self, summary: list[Row]) -> None:
         """One JSON of header, summary and rows; the unfinished file goes."""
         head = self.header | {"cells": self.cells}
-        text = json.dumps({"header": head, "summary": summary, "rows": self.rows})
+        # Without spaces: they would be a tenth of a file of many answers.
+        text = json.dumps({"header": head, "summary": summary, "rows": self.rows}, separators=(",", ":"))
         text = text.replace('{"task"', '\n {"task"')
         fresh = self.path.with_name(self.path.name + ".new")
         fresh.write_text(text + "\n")

@@ -25,7 +25,7 @@ def draw_accuracy(summary: list[dict[str, Any]]) -> Figure:
     rows = max(1, math.ceil(len(tasks) / columns))
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    methods = list(dict.fromkeys(_method(record) for record in summary if record["cell"] != "vanilla"))
+    methods = list(dict.fromkeys(method_of(record["cell"]) for record in summary if record["cell"] != "vanilla"))
     for axes, task in zip(panels, tasks, strict=False):
         _panel(axes, task, [record for record in summary if record["task"] == task], methods)
     for axes in panels[len(tasks) :]:
@@ -48,7 +48,7 @@ def _panel(axes: Axes, task: str, records: list[dict[str, Any]], methods: list[s
     looks = [(color, mark, line) for line in LINES for mark in MARKS for color in COLORS]
     for (color, mark, line), method in zip(cycle(looks), methods, strict=False):
         points = sorted(
-            (record for record in records if _method(record) == method), key=lambda record: record["tokens"]
+            (record for record in records if method_of(record["cell"]) == method), key=lambda record: record["tokens"]
         )
         x = [point["tokens"] for point in points]
         y, error = ([100 * point[key] for point in points] for key in ("accuracy", "error"))
@@ -64,5 +64,6 @@ def _panel(axes: Axes, task: str, records: list[dict[str, Any]], methods: list[s
     axes.grid(alpha=0.25)
 
 
-def _method(record: dict[str, Any]) -> str:
-    return str(record["cell"].split("@")[0])
+def method_of(cell: str) -> str:
+    """The method of a cell, "method@budget"."""
+    return cell.split("@")[0]

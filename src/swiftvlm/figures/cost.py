@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from swiftvlm.figures.accuracy import COLORS
+from swiftvlm.figures.accuracy import COLORS, method_of
 
 PARTS = (("seconds", "seconds an answer"), ("kv_bytes", "KV cache of an answer, MB"))
 
@@ -35,8 +35,8 @@ def draw_cost(summary: list[dict[str, Any]]) -> Figure:
 
 def _color(cell: str, cells: list[str]) -> str:
     """That of the accuracy figure; vanilla is black."""
-    methods = list(dict.fromkeys(name.split("@")[0] for name in cells if name != "vanilla"))
-    return "black" if cell == "vanilla" else COLORS[methods.index(cell.split("@")[0]) % len(COLORS)]
+    methods = list(dict.fromkeys(method_of(name) for name in cells if name != "vanilla"))
+    return "black" if cell == "vanilla" else COLORS[methods.index(method_of(cell)) % len(COLORS)]
 
 
 def _value(summary: list[dict[str, Any]], cell: str, key: str) -> float:

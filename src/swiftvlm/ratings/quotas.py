@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from swiftvlm.budget import shares
 from swiftvlm.scores import View
 
 
@@ -34,21 +35,10 @@ class Quotas:
         scores = torch.where(labels < 0, 0.5, 0.0)
         for row, keep in enumerate(view.keep):
             clustered = (view.candidates[row] & (labels[row] >= 0)).nonzero()[:, 0]
-            due = quotas(torch.bincount(labels[row][clustered]), keep)
+            # One of each cluster is what the others become.
+            due = shares(keep, (torch.bincount(labels[row][clustered]) - 1).tolist())
             for label, count in enumerate(due):
                 own = clustered[labels[row][clustered] == label]
                 best = small[row][own].sort(descending=True, stable=True).indices[:count]
                 scores[row, own[best]] = 1.0
         return scores
-
-
-def quotas(sizes: Int[Tensor, " clusters"], count: int) -> list[int]:
-    """A count shared in proportion to sizes - 1: rounded down, then the largest remainders, ties to the first."""
-    spare = [size - 1 for size in sizes.tolist()]
-    total = max(sum(spare), 1)
-    count = min(count, sum(spare))
-    found = [count * size // total for size in spare]
-    behind = sorted(range(len(spare)), key=lambda label: (-(count * spare[label] % total), label))
-    for label in behind[: count - sum(found)]:
-        found[label] += 1
-    return found

@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 .PHONY: test check laws test-oldest demo clean
 
 test: check
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

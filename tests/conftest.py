@@ -3,8 +3,22 @@
 Heavy imports stand inside: the process that only hands out tests needs none of them.
 """
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+SOURCES = Path(__file__).parents[1] / "src"
+
+
+def stating_shapes() -> list[str]:
+    """Modules that state shapes, which are checked while tests run; in others the checks would only cost time."""
+    files = [file for file in SOURCES.rglob("*.py") if "from jaxtyping import" in file.read_text()]
+    return [".".join(file.relative_to(SOURCES).with_suffix("").parts) for file in sorted(files)]
+
+
+install_import_hook(stating_shapes(), "beartype.beartype")
 
 # The gate draws the same cases every time and has no clock; `--hypothesis-profile default` goes looking for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)

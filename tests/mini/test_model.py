@@ -11,6 +11,7 @@ import swiftvlm
 from swiftvlm.cli.app import main
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
+from swiftvlm.evaluation.oracle import ORACLE
 from swiftvlm.evaluation.run import Cell, Evaluation
 from swiftvlm.evaluation.scorers import mean
 from swiftvlm.evaluation.tasks import embedded_task
@@ -68,16 +69,42 @@ def test_missing_weights_are_told(monkeypatch, tmp_path):
         load_mini()
 
 
-def test_answers_are_as_recorded(mini, tmp_path):
-    """On the first questions of every task: accuracy within three standard errors of the recorded one on the same."""
+def test_answers_are_as_recorded_and_true_patches_are_enough(mini, tmp_path):
+    """On the first questions of every task: accuracy within three standard errors of the recorded one on the same;
+    and where layers from the third on see only patches that show something, at least 90% of it, errors allowed for.
+    """
     tasks, known = [embedded_task(name, COUNT) for name in pool.TASKS], scores()
     journal = Journal(tmp_path / "x.json", {"model": "", "tasks": {}})
-    Evaluation(*mini, 16).run(tasks, [Cell("vanilla", find_method("vanilla"), None)], journal, lambda said: None)
+    cells = [Cell(name, find_method("vanilla"), None) for name in ("vanilla", ORACLE)]
+    Evaluation(*mini, 16).run(tasks, cells, journal, lambda said: None)
+    layers = mini[0].config.text_config.num_hidden_layers
     for task in tasks:
-        said = {row["key"]: row["score"] for row in journal.rows if row["task"] == task.name}
-        now, _ = mean(list(said.values()))
-        then, error = mean([known[key] for key in said])
+        rows = {(row["cell"], row["key"]): row for row in journal.rows if row["task"] == task.name}
+        now, _ = mean([rows["vanilla", sample.key]["score"] for sample in task.samples])
+        then, error = mean([known[sample.key] for sample in task.samples])
         assert abs(now - then) <= 3 * max(error, 0.02), task.name
+        for sample in task.samples:
+            seen = (2 * 576 + (layers - 2) * len(sample.shown)) / layers
+            assert rows[ORACLE, sample.key]["tokens"] == pytest.approx(seen, abs=1e-3)
+        # One standard error of a share of a half among so few questions.
+        cut = sum(rows[ORACLE, sample.key]["score"] for sample in task.samples)
+        assert cut >= COUNT * (0.9 * then) - 0.5 * COUNT**0.5, (task.name, cut, then)
+
+
+def test_the_oracle_keeps_what_is_shown():
+    """By hand: a patch belongs to what is shown if any box of the scene covers part of it."""
+    item, sample = pool.items("ref", 1)[0], embedded_task("ref", 1).samples[0]
+    boxes = [thing.box for thing in item.scene.things] + [sign.box for sign in item.scene.signs]
+    for patch in range(576):
+        row, column = divmod(patch, 24)
+        touched = any(
+            box.left < 14 * column + 14
+            and box.right > 14 * column
+            and box.top < 14 * row + 14
+            and box.bottom > 14 * row
+            for box in boxes
+        )
+        assert (patch in sample.shown) == touched
 
 
 def test_the_demo(tmp_path, capsys):

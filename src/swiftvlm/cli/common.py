@@ -11,6 +11,7 @@ from swiftvlm.evaluation.journal import Journal, Row
 from swiftvlm.evaluation.tasks import Sample, Task, check_task, embedded_task
 from swiftvlm.inputs.checkpoint import load_checkpoint
 from swiftvlm.mini import load_mini
+from swiftvlm.mini.anyres import load_mini_anyres
 
 
 def check_out(out: Path) -> None:
@@ -20,10 +21,14 @@ def check_out(out: Path) -> None:
 
 
 def open_model(
-    name: str | None, dtype: str, device: str
+    name: str | None, dtype: str, device: str, anyres: bool = False
 ) -> tuple[PreTrainedModel | LlavaForConditionalGeneration, LlavaProcessor | Any]:
-    """The embedded model, or a checkpoint by folder or hub id, with its processor."""
-    return load_mini() if name is None else load_checkpoint(name, dtype, device)
+    """The embedded model, if asked for as a LLaVA-NeXT, or a checkpoint by folder or hub id, with its processor."""
+    if anyres and name is not None:
+        raise SwiftVLMError(f"--anyres is a form of the embedded model; leave it or --model {name} out")
+    if name is not None:
+        return load_checkpoint(name, dtype, device)
+    return load_mini_anyres() if anyres else load_mini()
 
 
 def asked_tasks(names: str, count: int, source: str = "test") -> list[Task]:

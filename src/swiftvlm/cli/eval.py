@@ -33,6 +33,9 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
     ] = None,
+    anyres: Annotated[
+        bool, typer.Option("--anyres", help="The embedded model as a LLaVA-NeXT: a thumbnail and a tile.")
+    ] = False,
     tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = ",".join(pool.TASKS),
     methods: Annotated[
         str, typer.Option(help=f"Some of: {known_methods()}, oracle; with fields, such as fastv:after=4.")
@@ -60,9 +63,10 @@ def evaluate(
     cells = _cells(methods, budgets, layers, seed)
     check_out(out)
     wanted = asked_tasks(tasks, count, pool_name)
-    loaded, processor = open_model(model, dtype, device)
+    loaded, processor = open_model(model, dtype, device, anyres)
     shape = ModelShape.of(loaded)
-    floors = {cell.label: why for cell in cells if (why := cell.floor(shape, pool.VISUAL))}
+    asker = Evaluation(loaded, processor, batch)
+    floors = asker.floors(cells, wanted[0].samples[0])
     cells = [cell for cell in cells if cell.label not in floors]
     about = header(loaded, wanted, "eval") | {"pool": pool_name}
     journal = Journal(out, about, must=("kind", "pool"))
@@ -70,7 +74,7 @@ def evaluate(
     for path in join or []:
         _join(journal, path)
     with progress("answering", len(cells) * len(samples_of(wanted))) as tell:
-        Evaluation(loaded, processor, batch).run(wanted, cells, journal, tell)
+        asker.run(wanted, cells, journal, tell)
     summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
     journal.finish(summary)
     draw_accuracy(summary).savefig(out.with_suffix(".png"), dpi=120)

@@ -76,9 +76,8 @@ class Evaluation:
         processor.tokenizer.padding_side = "left"
         # Since transformers 5.20 encoded pictures can be handed to generate; before, every method encodes them anew.
         encoder: Any = model
-        # Pictures of several tiles need their sizes, too, and are encoded with their prompts.
-        tiled = "image_sizes" in inspect.signature(encoder.get_image_features).parameters
-        self.shares_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters and not tiled
+        self.tiled = "image_sizes" in inspect.signature(encoder.get_image_features).parameters
+        self.shares_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
     def run(self, tasks: Sequence[Task], cells: Sequence[Cell], journal: Journal, tell: Callable[[int], None]) -> None:
         """Answer whatever the journal lacks; `tell` gets the number of answers so far."""
@@ -105,13 +104,19 @@ class Evaluation:
             picture = make()
             seen = self.processor.image_processor(images=[picture], return_tensors="pt").to(self.model.device)
             found[name] = {"image": picture, **seen}
-        if self.shares_features and found:
-            pixels = torch.cat([entry["pixel_values"] for entry in found.values()]).to(self.model.dtype)
-            encoder: Any = self.model
-            encoded = encoder.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-            for entry, feature in zip(found.values(), encoded, strict=True):
+        # Pictures of several tiles may differ in their number and go one by one.
+        entries = list(found.values()) if self.shares_features else []
+        for some in [[entry] for entry in entries] if self.tiled else [entries] if entries else []:
+            for entry, feature in zip(some, self._features(some), strict=True):
                 entry["feature"] = feature
         return found
+
+    def _features(self, entries: list[dict[str, Any]]) -> Any:
+        """What the language model is given for each of some pictures."""
+        encoder: Any = self.model
+        sizes = {"image_sizes": torch.cat([entry["image_sizes"] for entry in entries])} if self.tiled else {}
+        pixels = torch.cat([entry["pixel_values"] for entry in entries]).to(self.model.dtype)
+        return encoder.get_image_features(pixel_values=pixels, return_dict=True, **sizes).pooler_output
 
     def _inputs(
         self, samples: Sequence[Sample], features: dict[str, dict[str, Any]], encoded: bool = True
@@ -127,6 +132,13 @@ class Evaluation:
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=shared)}
         return inputs
+
+    def floors(self, cells: Sequence[Cell], sample: Sample) -> dict[str, str]:
+        """Why cells cannot meet their budgets on pictures like this sample's, by label; only those that cannot."""
+        prompt = build_prompt(self.processor, sample.question, 1)
+        ids = self.processor(images=[sample.picture()], text=[prompt], return_tensors="pt")["input_ids"]
+        shape, visual = ModelShape.of(self.model), int((ids == self.processor.image_token_id).sum())
+        return {cell.label: why for cell in cells if (why := cell.floor(shape, visual))}
 
     def longest(self, samples: Sequence[Sample]) -> int:
         """Tokens that answers may have: tokenizers differ, and one that spells numbers out needs many for a box."""

@@ -5,16 +5,26 @@ BIN := $(VENV)/bin
 OLDEST := build/oldest
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
+# What is imported is compiled once and kept, also where the environment says otherwise; pip would compile all of torch.
+export PYTHONDONTWRITEBYTECODE :=
+PIP := python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: test check laws test-oldest demo clean
+.PHONY: test check style types suite laws test-oldest demo clean
 
-test: check
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: $(VENV)/ready
+	@$(MAKE) --no-print-directory -j 2 style types suite
 
-check: $(VENV)/ready
+check: style types
+
+style: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
 	$(BIN)/mypy
+
+suite: $(VENV)/ready
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 laws: $(VENV)/ready
 	$(BIN)/python -m pytest tests/laws
@@ -29,15 +39,15 @@ test-oldest: $(OLDEST)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/$(PIP) -c constraints.txt torch
+	$(BIN)/$(PIP) -c constraints.txt -e ".[dev]"
 	touch $@
 
 $(OLDEST)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OLDEST)
 	grep '^torch==' constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt torch
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e ".[dev]" transformers==5.16.1
+	$(OLDEST)/bin/$(PIP) -c $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/$(PIP) -c $(OLDEST)/constraints.txt -e ".[dev]" transformers==5.16.1
 	touch $@
 
 clean:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -33,37 +34,37 @@ def load_mini_anyres(
         SwiftVLMError: the weights are missing from this installation.
     """
     plain, processor = load_mini(dtype)
-    side = plain.config.vision_config.image_size
+    known: Any = plain.config
+    side = known.vision_config.image_size
     config = LlavaNextConfig(
-        vision_config=plain.config.vision_config,
-        text_config=copy.deepcopy(plain.config.text_config),
-        image_token_index=plain.config.image_token_id,
-        vision_feature_layer=plain.config.vision_feature_layer,
-        vision_feature_select_strategy=plain.config.vision_feature_select_strategy,
+        vision_config=known.vision_config,
+        text_config=copy.deepcopy(known.text_config),
+        image_token_index=known.image_token_id,
+        vision_feature_layer=known.vision_feature_layer,
+        vision_feature_select_strategy=known.vision_feature_select_strategy,
         image_grid_pinpoints=[[side, side]],
-        image_seq_length=plain.config.image_seq_length,
+        image_seq_length=known.image_seq_length,
     )
-    model = LlavaNextForConditionalGeneration(config).to(dtype)
-    newline = "model.image_newline"
-    model.load_state_dict(plain.state_dict() | {newline: _grey(plain, processor)})
-    return model.eval(), _processor(plain.config, side)
+    model: Any = LlavaNextForConditionalGeneration(config)
+    model.load_state_dict(plain.state_dict() | {"model.image_newline": _grey(plain, processor, side)})
+    return model.to(dtype).eval(), _processor(known, side)
 
 
 @torch.no_grad()
-def _grey(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> torch.Tensor:
+def _grey(model: LlavaForConditionalGeneration, processor: LlavaProcessor, side: int) -> Tensor:
     """What the language model is given for a patch of plain grey, the mean over the picture."""
-    size = (model.config.vision_config.image_size,) * 2
-    seen: Any = processor.image_processor(images=[Image.new("RGB", size, (GREY,) * 3)], return_tensors="pt")
-    pixels = seen["pixel_values"].to(model.dtype)
-    features: Any = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-    return torch.as_tensor(features[0].mean(0))
+    seen: Any = processor.image_processor(images=[Image.new("RGB", (side, side), (GREY,) * 3)], return_tensors="pt")
+    features: Any = model.get_image_features(pixel_values=seen["pixel_values"].to(model.dtype), return_dict=True)
+    mean: Tensor = features.pooler_output[0].mean(0)
+    return mean
 
 
 def _processor(config: Any, side: int) -> LlavaNextProcessor:
     images = LlavaNextImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_grid_pinpoints=[[side, side]]
     )
-    return LlavaNextProcessor(
+    make: Any = LlavaNextProcessor
+    made: LlavaNextProcessor = make(
         image_processor=images,
         tokenizer=tokens.tokenizer(),
         patch_size=config.vision_config.patch_size,
@@ -71,3 +72,4 @@ def _processor(config: Any, side: int) -> LlavaNextProcessor:
         chat_template=tokens.TEMPLATE,
         num_additional_image_tokens=1,
     )
+    return made

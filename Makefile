@@ -9,22 +9,15 @@ export HF_HUB_OFFLINE := 1
 export PYTHONDONTWRITEBYTECODE :=
 PIP := python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: test check style types suite laws test-oldest demo clean
+.PHONY: test check laws test-oldest demo clean
 
-test: $(VENV)/ready
-	@$(MAKE) --no-print-directory -j 2 style types suite
+test: check
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
-check: style types
-
-style: $(VENV)/ready
+check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: $(VENV)/ready
 	$(BIN)/mypy
-
-suite: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --dist worksteal
 
 laws: $(VENV)/ready
 	$(BIN)/python -m pytest tests/laws

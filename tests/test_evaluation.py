@@ -7,17 +7,20 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from swiftvlm.cli.app import main
+from swiftvlm.cli.eval import show
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
 from swiftvlm.evaluation.run import chunks
 from swiftvlm.evaluation.scorers import f1, iou, mean, paired, score
 from swiftvlm.evaluation.summary import summarize
 from swiftvlm.evaluation.tasks import Sample, Task, embedded_task
+from swiftvlm.mini import pool
 
 pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
 
@@ -319,3 +322,23 @@ def test_pictures_are_encoded_once(untrained):
     evaluation.run([task], cells, journal, lambda said: None)
     assert len(journal.rows) == 4
     assert len(calls) == 1
+
+
+def test_no_figure_is_cut_short(capsys):
+    """However long a method's name is, the table of six tasks has every digit."""
+    tasks = [embedded_task(name, 1) for name in pool.TASKS]
+    name = "swiftvlm:layers=1/4/20:rest=merge:counts=115/28/57/14/57"
+    record = {
+        "cell": name,
+        "samples": 1,
+        "accuracy": 0.5,
+        "error": 0.08,
+        "tokens": 95.25,
+        "flops": 2.3e9,
+        "seconds": 1.0,
+    }
+    show([record | {"task": task.name} for task in tasks], tasks, {}, Path("x.json"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if name in line)
+    assert line.count("50.0 ±8.0") == 6
+    assert "95.2" in line
+    assert "2.30" in line

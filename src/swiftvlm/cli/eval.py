@@ -24,7 +24,7 @@ from swiftvlm.methods import SwiftVLM
 from swiftvlm.mini import pool
 from swiftvlm.shape import ModelShape
 
-WIDE = 140
+WIDEST = 1000
 WITHOUT_BUDGET = (VANILLA, ORACLE)
 METHODS = "vanilla,random,uniform,fastv,swiftvlm"
 
@@ -81,7 +81,7 @@ def evaluate(
     if json:
         print_json(summary)
     else:
-        _show(summary, wanted, floors, out)
+        show(summary, wanted, floors, out)
 
 
 def _join(journal: Journal, path: Path) -> None:
@@ -90,10 +90,12 @@ def _join(journal: Journal, path: Path) -> None:
     journal.join(Journal(path, journal.header, journal.must, borrowed=True))
 
 
-def _show(summary: list[dict[str, Any]], tasks: list[Task], floors: dict[str, str], out: Path) -> None:
-    # A table cut short would hide figures; a file or a pipe gets it whole.
-    console = Console(highlight=False, width=None if Console().width >= WIDE else WIDE)
-    console.print(table(summary, tasks, floors))
+def show(summary: list[dict[str, Any]], tasks: list[Task], floors: dict[str, str], out: Path) -> None:
+    """Print the summary, why some cells are empty, what it took, and where it lies."""
+    shown = table(summary, tasks, floors)
+    # A table cut short would hide figures: it gets the width that it needs.
+    console = Console(highlight=False, width=max(Console().width, Console(width=WIDEST).measure(shown).maximum))
+    console.print(shown)
     for label, why in floors.items():
         console.print(f"{label}: {why}", soft_wrap=True)
     console.print(_seconds(summary), soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import swiftvlm
+from scripts import tables
 from swiftvlm.mini import drawing, scenes, words
 from tests.laws.cases import SETTINGS, mixed_batch
 from tests.support import tiny
@@ -40,3 +41,14 @@ def test_what_pages_show_is_there():
     for page in pages:
         for link in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_tables_are_what_result_files_say():
+    """Every table behind a `<!-- table: -->` is what its arguments print, to the last digit."""
+    pages = [DOCS.parent / "README.md", DOCS / "results.md"]
+    texts = [page.read_text() for page in pages]
+    assert all("<!-- table: results/" in text for text in texts)
+    for page, text in zip(pages, texts, strict=True):
+        assert tables.filled(text) == text, f"python scripts/tables.py --fill {page.name}"
+    cut = texts[0].replace("| vanilla | 82 |", "| vanilla | 83 |")
+    assert tables.filled(cut) == texts[0] != cut

@@ -59,7 +59,7 @@ class Seen:
         return round(depth * self.layers / published)
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """The chosen patches' rows of what has a row a token: (..., tokens, x) -> (..., m, x)."""
+        """The chosen patches' rows of what has a row a token, of shape (..., tokens, x) -> (..., m, x)."""
         return tokens.index_select(-2, 1 + self.patch)
 
     def from_cls(self, layer: int) -> Float[Tensor, "heads m"]:

@@ -63,7 +63,7 @@ def families(json: Json = False) -> None:
 
     Example: swiftvlm families
     """
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": family.name, "model_types": list(family.model_types), "first_stage": family.first_stage}
         for family in FAMILIES.values()
     ]
@@ -72,5 +72,5 @@ def families(json: Json = False) -> None:
         return
     table = Table("family", "model types", "can be cut after layer")
     for row in rows:
-        table.add_row(str(row["name"]), ", ".join(row["model_types"]), str(row["first_stage"]))  # type: ignore[arg-type]
+        table.add_row(str(row["name"]), ", ".join(row["model_types"]), str(row["first_stage"]))
     Console(highlight=False).print(table)

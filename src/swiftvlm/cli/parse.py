@@ -74,14 +74,19 @@ def read_method(text: str, seed: int = 0, layers: str | None = None) -> Method:
     return made
 
 
-def _setting(part: str, method: Method) -> tuple[str, Any]:
-    """A field and its value: `after=4`, `merged_share=0.1`, `rope=false`, `layers=3/8/11`, `rest=drop`."""
+def _field(part: str, method: Method) -> tuple[str, Any, str]:
+    """A field's name, its default, and what is asked for."""
     name, _, text = part.partition("=")
     known: dict[str, Any] = {f.name: f.default for f in fields(method)} if is_dataclass(method) else {}
     if name not in known or not text:
         told = f"its fields are {', '.join(known)}" if known else "it has no fields"
         raise SwiftVLMError(f"{method.name}:{part} is not FIELD=VALUE of {method.name}; {told}")
-    default = known[name]
+    return name, known[name], text
+
+
+def _setting(part: str, method: Method) -> tuple[str, Any]:
+    """A field and its value: `after=4`, `merged_share=0.1`, `rope=false`, `layers=3/8/11`, `rest=drop`."""
+    name, default, text = _field(part, method)
     # What is None by default is a tuple of ints: layers, counts, depths. `rest` alone may be one word or several.
     if default is None:
         return name, _several(f"{method.name}:{name}", text, int, "ints with slashes, such as 3/11/15")

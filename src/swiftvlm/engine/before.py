@@ -88,22 +88,9 @@ def shorten(
         UnsupportedError: pictures were encoded elsewhere, or the family cannot say where a token stands.
     """
     layout = prompt.layout(position)
-    rows: list[Row | None] = []
-    for index, plan in enumerate(plans):
-        first = index if prompt.twin is None else int(prompt.twin[index])
-        # Copies of one prompt choose alike, and look at the tower once.
-        rows.append(rows[first] if first < index else _row(watch, reduction, prompt, plan, cells[index], embeds, index))
+    rows = _rows(watch, reduction, prompt, plans, cells, embeds)
     plans = tuple(plan if row is None else _measured(plan, row) for plan, row in zip(plans, rows, strict=True))
-    survivors, origin, content = layout.present & ~layout.candidates, layout.slot.clone(), embeds.clone()
-    labels = torch.full_like(origin, -1)
-    for index, row in enumerate(rows):
-        if row is None:
-            survivors[index] |= layout.candidates[index]
-        else:
-            survivors[index, row.into] = True
-            origin[index, row.into] = row.stands
-            labels[index, row.into] = row.labels
-            content[index, row.into] = row.content.to(content)
+    survivors, origin, labels, content = _placed(layout, rows, embeds)
     visual = tuple(plan.cuts[0].total if plan.cuts else plan.visual for plan in plans)
     real = tuple(text + seen for text, seen in zip(prompt.text, visual, strict=True))
     step = shrink(layout, survivors, max(real), None)
@@ -120,6 +107,39 @@ def shorten(
     }
     moved = [_cells_of(prompt, before, index, own) for index, own in enumerate(cells)]
     return before, _shorter(prompt, after, step.index, visual), plans, moved, kwargs
+
+
+def _rows(
+    watch: TowerWatch,
+    reduction: Reduction,
+    prompt: Prompt,
+    plans: Sequence[Plan],
+    cells: Sequence[Tensor | None],
+    embeds: Float[Tensor, "batch prompt dim"],
+) -> list[Row | None]:
+    """What becomes of every row. Copies of one prompt choose alike, and look at the tower once."""
+    rows: list[Row | None] = []
+    for index, plan in enumerate(plans):
+        first = index if prompt.twin is None else int(prompt.twin[index])
+        rows.append(rows[first] if first < index else _row(watch, reduction, prompt, plan, cells[index], embeds, index))
+    return rows
+
+
+def _placed(
+    layout: Layout, rows: Sequence[Row | None], embeds: Float[Tensor, "batch prompt dim"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Who stays, whom each stands for, its cluster and its embedding, each (batch, prompt, ...)."""
+    survivors, origin, content = layout.present & ~layout.candidates, layout.slot.clone(), embeds.clone()
+    labels = torch.full_like(origin, -1)
+    for index, row in enumerate(rows):
+        if row is None:
+            survivors[index] |= layout.candidates[index]
+        else:
+            survivors[index, row.into] = True
+            origin[index, row.into] = row.stands
+            labels[index, row.into] = row.labels
+            content[index, row.into] = row.content.to(content)
+    return survivors, origin, labels, content
 
 
 def _row(

@@ -1,12 +1,12 @@
 """From a finished prefill to its `Run`: everything the trace says, put together when somebody reads it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from swiftvlm.engine.prefill import Choice, Prefill
 from swiftvlm.flops import exact_total, paper_total
-from swiftvlm.plans import Plan
+from swiftvlm.plans import Number, Plan
 from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Run, Stages
 
@@ -26,9 +26,9 @@ def recorder(
     # Bytes of one token in one layer, from the cache itself: right for any type and number of key heads.
     held = cache_bytes // max(batch * cached, 1)
     origin, cells = (None, prefill.cells) if before is None else (before.origin, prefill.before.cells)
+    whole = [Plan(plan.layers, plan.visual, plan.text) for plan in plans]
 
     def build() -> Run:
-        whole = [Plan(plan.layers, plan.visual, plan.text) for plan in plans]
         return Run(
             method=method,
             visual=tuple(plan.visual for plan in plans),
@@ -39,16 +39,27 @@ def recorder(
             anchors=_chosen(choices, "anchors", origin),
             candidates=_chosen(choices, "candidates", origin),
             groups=_groups(choices),
-            cells=() if any(row is None for row in cells) else tuple(row for row in cells if row is not None),
+            cells=_known(cells),
             kv_bytes=cache_bytes,
             vanilla_kv_bytes=held * batch * length * shape.layers,
-            flops=sum(exact_total(shape, plan) for plan in plans),
-            vanilla_flops=sum(exact_total(shape, plan) for plan in whole),
-            paper_flops=sum(paper_total(shape, plan) for plan in plans),
+            flops=_sum(exact_total, shape, plans),
+            vanilla_flops=_sum(exact_total, shape, whole),
+            paper_flops=_sum(paper_total, shape, plans),
             states=states,
         )
 
     return build
+
+
+def _sum(flops: Callable[[ModelShape, Plan], Number], shape: ModelShape, plans: Sequence[Plan]) -> Number:
+    """FLOPs of all rows."""
+    return sum(flops(shape, plan) for plan in plans)
+
+
+def _known(cells: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Where every row's tokens stand, each (visual, 4); nothing where one row's are unknown."""
+    there = tuple(row for row in cells if row is not None)
+    return there if len(there) == len(cells) else ()
 
 
 def _chosen(choices: list[Choice], which: str, origin: Tensor | None) -> Stages:

@@ -36,7 +36,7 @@ class Told:
         return scores
 
     def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
-        """As many tokens of each row as were told."""
+        """As many tokens of each row as were told; `scores` (batch, tokens) do not matter."""
         return [len(places) for places in self.places]
 
 

@@ -44,16 +44,19 @@ def _places(inches: Number, labels: list[str]) -> int:
     return max(1, min(5, len(labels), int(inches / wide)))
 
 
+def _line(axes: Axes, method: str, records: list[dict[str, Any]], look: tuple[str, str, Any]) -> None:
+    """One method over its budgets."""
+    points = sorted(records, key=lambda record: record["tokens"])
+    x = [point["tokens"] for point in points]
+    y, error = ([100 * point[key] for point in points] for key in ("accuracy", "error"))
+    style: dict[str, Any] = dict(zip(("color", "marker", "linestyle"), look, strict=True))
+    axes.errorbar(x, y, error, label=method, markersize=4, capsize=2, linewidth=1.4, **style)
+
+
 def _panel(axes: Axes, task: str, records: list[dict[str, Any]], methods: list[str]) -> None:
     looks = [(color, mark, line) for line in LINES for mark in MARKS for color in COLORS]
-    for (color, mark, line), method in zip(cycle(looks), methods, strict=False):
-        points = sorted(
-            (record for record in records if method_of(record["cell"]) == method), key=lambda record: record["tokens"]
-        )
-        x = [point["tokens"] for point in points]
-        y, error = ([100 * point[key] for point in points] for key in ("accuracy", "error"))
-        look: dict[str, Any] = {"color": color, "marker": mark, "linestyle": line, "linewidth": 1.4}
-        axes.errorbar(x, y, error, label=method, markersize=4, capsize=2, **look)
+    for look, method in zip(cycle(looks), methods, strict=False):
+        _line(axes, method, [record for record in records if method_of(record["cell"]) == method], look)
     for record in records:
         if record["cell"] == "vanilla":
             axes.axhline(100 * record["accuracy"], color="black", linestyle="--", linewidth=1, label="vanilla")

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import ClassVar
 
 from swiftvlm.budget import Budget, Slot, pick_preset, refuse, scale, solve, target_average
@@ -102,19 +102,19 @@ class Method(ABC):
         stages, ends = len(slots), bool(slots and self.merged_share and slots[-1].merges)
         if not self.merged_share and len(counts) == stages:
             counts = tuple(part for kept in counts for part in (kept, 0))[:-1]
-        due = 2 * stages if ends else 2 * stages - 1
-        wrong = [count for count in counts if not _is_count(count)]
-        if len(counts) != due or wrong or 0 in counts[::2]:
+        due, last = (2 * stages, "Z") if ends else (2 * stages - 1, "k")
+        if len(counts) != due or not _are_counts(counts):
             raise BudgetError(
-                f"{self.name} has {stages} stages here, counts = (k1, Z1, ..., {'Z' if ends else 'k'}{stages}) are "
+                f"{self.name} has {stages} stages here, counts = (k1, Z1, ..., {last}{stages}) are "
                 f"{due} ints: every k at least 1 and every Z at least 0; got {counts}"
             )
-        padded = counts if ends else (*counts, 0)
-        return list(zip(padded[::2], padded[1::2], strict=True))
+        return list(zip_longest(counts[::2], counts[1::2], fillvalue=0))
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _are_counts(values: Sequence[object]) -> bool:
+    """Whether these are (k1, Z1, ...): ints, every k at least 1 and every Z at least 0."""
+    ints = all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values)
+    return ints and 0 not in values[::2]
 
 
 def at_depth(layers: tuple[int, ...], depth: int, published: int = 32) -> tuple[int, ...]:

@@ -85,17 +85,26 @@ def patches(scenes: list[Scene], corners: list[tuple[int, int]] | None = None) -
     for i, (one, (down, across)) in enumerate(zip(scenes, corners, strict=True)):
         part = {name: values[i] for name, values in grid.items()}
         shift = np.array([across, down, across, down], dtype=np.float32) * PATCH
-        both: list[Thing | Sign] = [*one.things, *one.signs]
-        # Middles come last: where the core of another thing covers one, the thing under its own middle is told.
-        for place in (_core, _middle):
-            for thing in both:
-                _stamp(part, place(thing.box, cells), thing, shift)
-                part["middle"][place(thing.box, cells)] = place is _middle
+        _stamp_all(part, [*one.things, *one.signs], cells, shift)
         for sign in one.signs:
-            row = int((sign.box.top + sign.box.bottom) / 2 / PATCH)
-            for char, (a, b) in zip(sign.text, letter_spans(sign.text, sign.font, sign.font_size), strict=True):
-                part["letter"][row, int((sign.box.left + 4 + (a + b) / 2) / PATCH)] = LETTERS.index(char) + 1
+            _stamp_letters(part, sign)
     return Patches(**{name: torch.from_numpy(values).flatten(1, 2) for name, values in grid.items()})
+
+
+def _stamp_all(part: dict[str, Any], both: list[Thing | Sign], cells: int, shift: Any) -> None:
+    """All things and signs of a picture of `cells` x `cells` patches."""
+    # Middles come last: where the core of another thing covers one, the thing under its own middle is told.
+    for place in (_core, _middle):
+        for thing in both:
+            _stamp(part, place(thing.box, cells), thing, shift)
+            part["middle"][place(thing.box, cells)] = place is _middle
+
+
+def _stamp_letters(part: dict[str, Any], sign: Sign) -> None:
+    """Each letter of a sign into the patch under its middle."""
+    row = int((sign.box.top + sign.box.bottom) / 2 / PATCH)
+    for char, (a, b) in zip(sign.text, letter_spans(sign.text, sign.font, sign.font_size), strict=True):
+        part["letter"][row, int((sign.box.left + 4 + (a + b) / 2) / PATCH)] = LETTERS.index(char) + 1
 
 
 def _stamp(part: dict[str, Any], where: tuple[slice, slice], thing: Thing | Sign, shift: Any) -> None:
@@ -111,7 +120,7 @@ def _stamp(part: dict[str, Any], where: tuple[slice, slice], thing: Thing | Sign
 
 
 def waves(box: Tensor) -> Tensor:
-    """Boxes (..., 4) as sines and cosines of every coordinate (..., 8 * frequencies)."""
+    """Boxes of shape (..., 4) as sines and cosines of every coordinate, (..., 8 * frequencies)."""
     angle = 2 * math.pi * box[..., None] * torch.tensor(FREQUENCIES)
     return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 

@@ -23,7 +23,7 @@ class Heads(nn.Module):
         self.whole = nn.Linear(width, len(KINDS))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Logits of kind, color, letter and each slot, then box offsets, of every patch."""
+        """Of `hidden` (rows, patches, width): logits of kind, color, letter and each slot, then box offsets."""
         return torch.split(self.patch(hidden), self.sizes, dim=-1)
 
 
@@ -54,7 +54,7 @@ def patch_loss(heads: Heads, hidden: Tensor, projected: Tensor, labels: codes.Pa
 
 
 def read_codes(projected: Tensor, labels: codes.Patches) -> dict[str, float]:
-    """How often projected tokens say the right kind, colour, first letter and (to 4 pixels) box edges."""
+    """How often projected tokens (rows, patches, dim) say kind, colour, first letters and (to 4 pixels) box edges."""
     split = torch.split(projected[..., : codes.WIDTH], list(codes.WIDTHS.values()), dim=-1)
     parts = dict(zip(codes.WIDTHS, split, strict=True))
     shown = labels.middle

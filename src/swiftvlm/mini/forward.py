@@ -53,7 +53,7 @@ def answer(model: LlavaForConditionalGeneration, visual: Tensor, places: Tensor,
 
 
 def answer_loss(logits: Tensor, pack: Pack) -> Tensor:
-    """Weighted mean cross-entropy of the answers' tokens."""
+    """Weighted mean cross-entropy of the answers' tokens; `logits` (rows, tokens, words)."""
     wrong = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), pack.labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
     )

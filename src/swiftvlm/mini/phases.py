@@ -39,7 +39,7 @@ class Phase:
         raise NotImplementedError
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a step's batch and figures to log; `progress` from 0 to 1."""
+        """Loss of a step's batch, of shape (), and figures to log; `progress` from 0 to 1."""
         raise NotImplementedError
 
     def test(self) -> dict[str, float]:
@@ -60,7 +60,10 @@ def packed(scenes: list[Scene], device: torch.device, easy: bool = False, turn: 
 
 
 def right(logits: Tensor, made: Pack) -> dict[str, float]:
-    """Share of answers that are right word by word, given the words before; boxes: the overlap is at least a half."""
+    """Share of answers that are right word by word, given the words before; boxes: the overlap is at least a half.
+
+    `logits`: (rows, tokens, words).
+    """
     guess, labels = logits[:, :-1].argmax(-1).cpu(), made.labels[:, 1:].cpu()
     owner = made.owner[:, 1:].cpu()
     zero = first_coordinate()
@@ -83,7 +86,7 @@ def first_coordinate() -> int:
 
 
 def overlap(one: Tensor, other: Tensor) -> float:
-    """Intersection over union of two boxes."""
+    """Intersection over union of two boxes, each (4,)."""
     inner = (torch.minimum(one[2:], other[2:]) - torch.maximum(one[:2], other[:2])).clamp(min=0).prod()
     areas = [(box[2:] - box[:2]).clamp(min=0).prod() for box in (one, other)]
     return float(inner / (areas[0] + areas[1] - inner).clamp(min=1e-9))
@@ -174,7 +177,7 @@ class Tower(Phase):
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
-    """The patches' losses in one figure."""
+    """The patches' losses, each of shape (), in one figure."""
     return torch.stack([WEIGHTS.get(key, 1.0) * value for key, value in losses.items()]).sum()
 
 

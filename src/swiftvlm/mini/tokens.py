@@ -3,7 +3,7 @@
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from swiftvlm.mini.scenes import PATCH, SIDE
 from swiftvlm.mini.words import COLORS, KINDS, LETTERS, PLURALS
@@ -65,7 +65,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def processor() -> LlavaProcessor:
     """Images to 336 x 336 pixels, text to ids, one placeholder a patch."""
     square = {"height": SIDE, "width": SIDE}
-    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square, resample=3)
+    images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square, resample=3)
     make: Any = LlavaProcessor
     made: LlavaProcessor = make(
         image_processor=images,

@@ -78,7 +78,7 @@ class RankOfAttention:
     bias: float
 
     def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
-        """One count a row, at least 1."""
+        """One count a row, at least 1; `scores` (batch, tokens) do not matter."""
         table, _ = Raters().table(view)
         ranks = [
             int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)

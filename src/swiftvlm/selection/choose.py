@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from swiftvlm.errors import SelectionError
 from swiftvlm.plans import Number
 
+Ways = dict[int, tuple[Number, tuple[int, ...]]]  # last layer -> the area so far and the layers that gave it
+
 FIRST = 3  # the first layer that may prune; the paper excludes layers 1 and 2
 ENOUGH = 0.98  # of what all layers together can add to the area: where the curve over the number of stages bends
 
@@ -121,13 +123,11 @@ def choose(profile: Sequence[Number], stages: int, runnable: bool = False) -> Ch
             f"the profile has {len(allowed)} layers better than all before them ({', '.join(map(str, allowed))}); "
             f"{stages} pruning layers cannot be chosen"
         )
-    best: dict[int, tuple[Number, tuple[int, ...]]] = {2: (0.0, ())}
+    best: Ways = {2: (0.0, ())}
     for stage in range(stages):
-        gap = 2 if runnable and stage == 1 else 1
         # Nor can a lone first stage stand behind the last layer.
-        able = [layer for layer in allowed if not (runnable and stage == 0 and layer == len(profile))]
-        ways = {layer: _extended(profile, best, layer, gap) for layer in able}
-        best = {layer: max(found, key=_rank) for layer, found in ways.items() if found}
+        able = allowed if not runnable or stage else [layer for layer in allowed if layer < len(profile)]
+        best = _next(profile, best, able, 2 if runnable and stage == 1 else 1)
     ended = _extended(profile, best, len(profile), 0) if best else []
     if not ended:
         raise SelectionError(
@@ -137,9 +137,13 @@ def choose(profile: Sequence[Number], stages: int, runnable: bool = False) -> Ch
     return rated(profile, max(ended, key=_rank)[1][:-1])
 
 
-def _extended(
-    profile: Sequence[Number], best: dict[int, tuple[Number, tuple[int, ...]]], layer: int, gap: int
-) -> list[tuple[Number, tuple[int, ...]]]:
+def _next(profile: Sequence[Number], best: Ways, able: Sequence[int], gap: int) -> Ways:
+    """One layer more: the best way to each of the layers that are able, where there is one."""
+    ways = {layer: _extended(profile, best, layer, gap) for layer in able}
+    return {layer: max(found, key=_rank) for layer, found in ways.items() if found}
+
+
+def _extended(profile: Sequence[Number], best: Ways, layer: int, gap: int) -> list[tuple[Number, tuple[int, ...]]]:
     """Area and layers of every way to go on to a layer from the best ways so far."""
     return [
         (area + profile[last - 1] * (layer - last), (*chosen, layer))

@@ -101,6 +101,12 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def _ranking(rows: Sequence[Row]) -> list[list[Number]]:
+    """Means over the questions of a table that each of them has."""
+    tables = [row["ranking"] for row in rows]
+    return [[_mean([table[i][j] for table in tables]) for j in range(len(line))] for i, line in enumerate(tables[0])]
+
+
 def summary_of(rows: Sequence[Row], layers: int) -> dict[str, Any]:
     """Means over the questions: figure 2's table, figure 8's overlaps a task, alignment by share and stage.
 
@@ -110,12 +116,11 @@ def summary_of(rows: Sequence[Row], layers: int) -> dict[str, Any]:
     if not rows:
         raise SelectionError(f"{len(rows)} questions were asked: nothing to explain")
     first, last = early_and_late(layers)
-    tables = [row["ranking"] for row in rows]
-    ranking = [[_mean([table[i][j] for table in tables]) for j in range(last - first)] for i in range(first)]
+    early, late = list(range(1, first + 1)), list(range(first + 1, last + 1))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     return {
         "questions": len(rows),
-        "ranking": {"early": list(range(1, first + 1)), "late": list(range(first + 1, last + 1)), "share": ranking},
+        "ranking": {"early": early, "late": late, "share": _ranking(rows)},
         "kept of top": {task: _overlaps([row for row in rows if row["task"] == task]) for task in tasks},
         "alignment": {share: _aligned([row["alignment"][share] for row in rows]) for share in rows[0]["alignment"]},
     }

@@ -6,7 +6,7 @@ layer i, at their original positions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, ClassVar, Literal
@@ -56,7 +56,7 @@ class Watch:
 
 
 def first(scores: Tensor, share: Number, ordered: bool = False) -> tuple[int, ...]:
-    """Places of the best `share` of some scores, at least one, ascending or best first; ties: the earlier place."""
+    """Places of the best `share` of scores (tokens,), at least one, ascending or best first; ties: the earlier."""
     count = max(1, math.ceil(share * len(scores) - 1e-9)) if len(scores) else 0
     order = torch.argsort(scores, descending=True, stable=True)
     best = order[:count].tolist()
@@ -142,6 +142,16 @@ class Profile:
     left_out: tuple[str, ...]
 
 
+def _shares(record: dict[str, Any], key: str) -> list[Number]:
+    """A task's figures, layer by layer, relative to vanilla's accuracy."""
+    return [value / record["vanilla"] for value in record[key]]
+
+
+def _each(join: Callable[..., Number], tasks: Sequence[Sequence[Number]]) -> list[Number]:
+    """What the tasks say of a layer, joined, layer by layer."""
+    return [join(*parts) for parts in zip(*tasks, strict=True)]
+
+
 def profile_of(rows: Sequence[Row], layers: int) -> Profile:
     """The profile that answers of `Profiling` give.
 
@@ -155,10 +165,9 @@ def profile_of(rows: Sequence[Row], layers: int) -> Profile:
     used = [record for record in tasks.values() if record["vanilla"] > 0]
     if not used:
         raise SelectionError(f"the model answers nothing in {', '.join(tasks) or 'no task'}, even unpruned")
-    relative = [_mean([one["accuracy"][i] / one["vanilla"] for one in used]) for i in range(layers)]
-    errors = [math.hypot(*(one["error"][i] / one["vanilla"] for one in used)) / len(used) for i in range(layers)]
-    stretched = [_stretched(one["accuracy"]) for one in used]
-    spread = [_mean([one[i] for one in stretched]) for i in range(layers)]
+    relative = _each(lambda *parts: _mean(parts), [_shares(one, "accuracy") for one in used])
+    errors = _each(lambda *parts: math.hypot(*parts) / len(used), [_shares(one, "error") for one in used])
+    spread = _each(lambda *parts: _mean(parts), [_stretched(one["accuracy"]) for one in used])
     left_out = tuple(task for task, record in tasks.items() if record["vanilla"] == 0)
     return Profile(tuple(relative), tuple(errors), tuple(spread), tasks, left_out)
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OLDEST := build/oldest
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
-# What is imported is compiled once and kept, also where the environment says otherwise; pip would compile all of torch.
+# Python compiles what is imported and keeps it, also where the environment says otherwise; pip would compile all of torch.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := python -m pip install --quiet --disable-pip-version-check --no-compile
 
@@ -45,3 +45,4 @@ $(OLDEST)/ready: pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	find src tests scripts -name __pycache__ -prune -exec rm -rf {} +

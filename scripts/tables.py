@@ -7,7 +7,8 @@
 
 The second form names rows, and adds paired differences to one cell on the same questions: points, with 95% intervals.
 The third prints only the best cell of each method at each budget, by the mean over tasks of its accuracy relative to
-vanilla. The last renews every table of some pages: what stands between `<!-- table: ARGUMENTS -->` and `<!-- end -->`.
+vanilla. The last renews every table of some pages: what stands between `<!-- table: ARGUMENTS -->` and `<!-- end -->`,
+files named from the repository's root. Of every task only questions that all cells of a table answered count.
 """
 
 import argparse
@@ -24,7 +25,10 @@ from swiftvlm.evaluation.summary import VANILLA, summarize
 
 SIDES = (("ref", "ref+", "refg"), ("text", "gqa", "pope"))
 TWO_SIDED = 1.96  # standard errors of a 95% interval
-TABLE = re.compile(r"(<!-- table: (.*?) -->\n).*?(\n<!-- end -->)", flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+MARK = "<!-- table: "
+# From a mark to its own end: no other mark may stand between them.
+TABLE = re.compile(rf"({MARK}([^\n]*) -->\n)(?:(?!{MARK}|<!-- end -->).)*(<!-- end -->)", flags=re.DOTALL)
 Record = dict[str, Any]
 Records = dict[tuple[str, str], Record]  # by cell and task
 
@@ -34,68 +38,91 @@ def main() -> None:
     parser = _parser()
     parser.add_argument("--fill", nargs="+", type=Path, default=[], help="pages whose tables are renewed")
     asked = parser.parse_args()
-    if not asked.fill and not asked.files:
-        parser.error("give result files, or pages behind --fill")
-    for page in asked.fill:
-        page.write_text(filled(page.read_text()))
+    if bool(asked.fill) == bool(asked.files):
+        parser.error("give either result files, or pages behind --fill")
+    for page, text in [(page, filled(page.read_text())) for page in asked.fill]:
+        page.write_text(text)
     if not asked.fill:
         print("\n".join(lines_of(asked)))
 
 
 def filled(text: str) -> str:
-    """A page with its tables renewed."""
+    """A page with its tables renewed. Exits with an error if a mark has no end, or does not name a table."""
 
     def renewed(found: re.Match[str]) -> str:
-        return found[1] + "\n".join(lines_of(_parser().parse_args(shlex.split(found[2])))) + found[3]
+        asked = _parser().parse_args(shlex.split(found[2]))
+        asked.files = [ROOT / file for file in asked.files]
+        return found[1] + "\n".join(lines_of(asked)) + "\n" + found[3]
 
-    return TABLE.sub(renewed, text)
+    done, count = TABLE.subn(renewed, text)
+    if count != text.count(MARK):
+        raise SystemExit(f"{text.count(MARK)} marks {MARK!r}, but {count} with an end of their own")
+    return done
 
 
 def lines_of(asked: argparse.Namespace) -> list[str]:
     """The table that some arguments ask for."""
+    if not asked.files:
+        raise SystemExit("a table needs a result file")
     if asked.kept:
         return kept(json.loads(asked.files[0].read_text())["kept"])
-    rows, records = read(tuple(asked.files))
-    tasks = [task for task in (task for side in SIDES for task in side) if any(task == other for _, other in records)]
-    names = dict.fromkeys(cell for cell, _ in records)
-    parts = [cell.strip().partition(" as ") for cell in asked.cells.split(";")] if asked.cells else []
+    rows = read(tuple(asked.files))
+    names = dict.fromkeys(row["cell"] for row in rows)
+    parts = [cell.strip().partition(" as ") for cell in (asked.cells or "").split(";") if cell.strip()]
     shown = {cell: label or cell for cell, _, label in parts} if parts else {cell: cell for cell in names}
     for cell in (*shown, *([asked.against] if asked.against else [])):
         if cell not in names:
             raise SystemExit(f"{cell}: there is no such cell; there are {', '.join(names)}")
+    rows = common(rows, {*shown, *([asked.against] if asked.against else []), VANILLA})
+    tasks = [task for side in SIDES for task in side if any(row["task"] == task for row in rows)]
+    records = {(record["cell"], record["task"]): record for record in summarize(rows, list(names))}
     shown = {cell: shown[cell] for cell in best(records, list(shown))} if asked.best else shown
     if asked.against in shown and shown[asked.against] == asked.against:
         shown[asked.against] = f"**{asked.against}**"
     lines = table(records, shown, tasks)
     if asked.against:
-        more = differences(rows, list(shown), asked.against, asked.called or asked.against, tasks)
+        more = differences(rows, list(shown), asked.against, asked.called or asked.against)
         lines = [line + added for line, added in zip(lines, more, strict=True)]
     return lines
 
 
 @lru_cache
-def read(files: tuple[Path, ...]) -> tuple[list[Record], Records]:
-    """All rows of some result files, none twice, and their summary."""
+def read(files: tuple[Path, ...]) -> list[Record]:
+    """All rows of some result files of one model and pool, none twice."""
     rows: dict[tuple[str, str], Record] = {}
+    measured = set()
     for file in files:
-        for row in json.loads(file.read_text())["rows"]:
+        data = json.loads(file.read_text())
+        measured.add(tuple(str(data["header"].get(key)) for key in ("model", "tasks", "pool")))
+        for row in data["rows"]:
             rows.setdefault((row["cell"], row["key"]), row)
-    every: list[Any] = list(rows.values())
-    summary = summarize(every, list(dict.fromkeys(row["cell"] for row in every)))
-    return every, {(record["cell"], record["task"]): record for record in summary}
+    if len(measured) > 1:
+        raise SystemExit(f"{', '.join(map(str, files))}: measured with different models, tasks or pools: {measured}")
+    return list(rows.values())
+
+
+def common(rows: list[Record], cells: set[str]) -> list[Record]:
+    """Rows of these cells on questions that all of them answered, of those that answered the task at all."""
+    answered: dict[str, dict[str, set[str]]] = defaultdict(dict)
+    for row in rows:
+        if row["cell"] in cells:
+            answered[row["task"]].setdefault(row["cell"], set()).add(row["key"])
+    shared = set[str]().union(*(set.intersection(*keys.values()) for keys in answered.values()))
+    return [row for row in rows if row["cell"] in cells and row["key"] in shared]
 
 
 def table(records: Records, shown: dict[str, str], tasks: list[str]) -> list[str]:
     """One line a cell: accuracy in %, each side relative to vanilla on the same questions, tokens and GFLOPs."""
-    sides = [[task for task in side if task in tasks] for side in SIDES]
-    heads = [name for side in sides if side for name in (*(f"`{task}`" for task in side), "avg")]
+    sides = [side for side in ([task for task in side if task in tasks] for side in SIDES) if side]
+    heads = [name for side in sides for name in (*(f"`{task}`" for task in side), "avg")]
     lines = ["| | " + " | ".join([*heads, "tokens", "GFLOPs"]) + " |", "|---" * (len(heads) + 3) + "|"]
     for cell, label in shown.items():
         told = []
-        for side in filter(None, sides):
-            mine = [records[cell, task] for task in side]
-            told += [f"{100 * record['accuracy']:.0f}" for record in mine]
-            told.append("" if cell == VANILLA else f"{100 * _mean(mine, 'relative'):.0f}%")
+        for side in sides:
+            mine = [records[cell, task] for task in side if (cell, task) in records]
+            known = {record["task"]: f"{100 * record['accuracy']:.0f}" for record in mine}
+            told += [known.get(task, "-") for task in side]
+            told.append("" if cell == VANILLA else _share(mine))
         every = [record for (name, _), record in records.items() if name == cell]
         tokens, flops = _mean(every, "tokens"), _mean(every, "flops")
         lines.append(f"| {label} | " + " | ".join([*told, f"{tokens:.0f}", f"{flops / 1e9:.1f}"]) + " |")
@@ -103,12 +130,15 @@ def table(records: Records, shown: dict[str, str], tasks: list[str]) -> list[str
 
 
 def best(records: Records, cells: list[str]) -> list[str]:
-    """Of each method at each budget the cell of the highest mean relative accuracy; the first of equals."""
+    """Of each method at each budget the cell of the highest mean relative accuracy; the first of equals.
+
+    Cells without a budget, such as vanilla or counts of their own, are left out.
+    """
     found: dict[tuple[str, str], tuple[float, str]] = {}
     for cell in cells:
         name, _, budget = cell.rpartition("@")
-        mine = [record for (other, _), record in records.items() if other == cell]
-        share, key = _mean(mine, "relative") if name else 0.0, (name.split(":")[0], budget)
+        mine = [record for (other, _), record in records.items() if other == cell and "relative" in record]
+        share, key = _mean(mine, "relative") if name and mine else 0.0, (name.split(":")[0], budget)
         if name and (key not in found or share > found[key][0]):
             found[key] = (share, cell)
     return [cell for _, cell in found.values()]
@@ -127,26 +157,29 @@ def kept(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     return lines
 
 
-def differences(rows: list[Record], cells: list[str], base: str, called: str, tasks: list[str]) -> list[str]:
+def differences(rows: list[Record], cells: list[str], base: str, called: str) -> list[str]:
     """Two more columns: each cell minus the base, on the questions that both answered."""
     scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)  # (cell, task) -> question -> score
     for row in rows:
         scores[row["cell"], row["task"]][row["key"]] = row["score"]
     lines = [f" boxes - {called} | others - {called} |", "---|---|"]
     for cell in cells:
-        told = []
-        for side in SIDES:
-            pairs = [
-                (scores[cell, task][key], scores[base, task][key])
-                for task in side
-                if task in tasks
-                for key in scores[cell, task]
-                if key in scores[base, task]
-            ]
-            gap, error = paired([one for one, _ in pairs], [other for _, other in pairs])
-            told.append("" if cell == base else f"{100 * gap:+.1f} ±{100 * TWO_SIDED * error:.1f}")
+        told = ["" if cell == base else _gap(scores, cell, base, side) for side in SIDES]
         lines.append(f" {told[0]} | {told[1]} |")
     return lines
+
+
+def _gap(scores: dict[tuple[str, str], dict[str, float]], cell: str, base: str, side: tuple[str, ...]) -> str:
+    pairs = [
+        (score, scores[base, task][key])
+        for task in side
+        for key, score in scores[cell, task].items()
+        if key in scores[base, task]
+    ]
+    if not pairs:
+        return "-"
+    gap, error = paired([one for one, _ in pairs], [other for _, other in pairs])
+    return f"{100 * gap:+.1f} ±{100 * TWO_SIDED * error:.1f}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -158,6 +191,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kept", action="store_true", help="the file is one of scripts/kept.py")
     parser.add_argument("--best", action="store_true", help="the best cell of each method and budget")
     return parser
+
+
+def _share(records: list[Record]) -> str:
+    known = [record for record in records if "relative" in record]
+    return f"{100 * _mean(known, 'relative'):.0f}%" if known else "-"
 
 
 def _mean(records: list[Record], key: str) -> float:

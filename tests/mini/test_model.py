@@ -11,10 +11,11 @@ import swiftvlm
 from swiftvlm.cli.app import main
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.oracle import ORACLE
+from swiftvlm.evaluation.oracle import ORACLE, oracle
 from swiftvlm.evaluation.run import Cell, Evaluation
 from swiftvlm.evaluation.scorers import mean
 from swiftvlm.evaluation.tasks import embedded_task
+from swiftvlm.inputs.prompts import build_prompt
 from swiftvlm.methods import find_method
 from swiftvlm.mini import load, pool
 from swiftvlm.mini.drawing import draw
@@ -105,6 +106,19 @@ def test_the_oracle_keeps_what_is_shown():
             for box in boxes
         )
         assert (patch in sample.shown) == touched
+
+
+def test_the_oracle_leaves_what_is_shown_layer_by_layer(mini):
+    """A single prompt with its pixels: all tokens in the first two layers, what is shown in all others."""
+    model, processor = mini
+    sample = embedded_task("ref", 1).samples[0]
+    prompt = build_prompt(processor, sample.question, 1)
+    inputs = processor(images=[sample.picture()], text=prompt, return_tensors="pt")
+    with swiftvlm.prune(model, oracle([sample])) as trace:
+        model(**inputs)
+    assert trace.tokens_per_layer == (576,) * 2 + (len(sample.shown),) * (
+        model.config.text_config.num_hidden_layers - 2
+    )
 
 
 def test_the_demo(tmp_path, capsys):

@@ -20,12 +20,16 @@ def check_out(out: Path) -> None:
         raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}; make it, or give another --out")
 
 
+def check_form(anyres: bool, name: str | None) -> None:
+    """Raise `SwiftVLMError` if another model is asked for in a form of the embedded model."""
+    if anyres and name is not None:
+        raise SwiftVLMError(f"--anyres is a form of the embedded model; leave it or --model {name} out")
+
+
 def open_model(
     name: str | None, dtype: str, device: str, anyres: bool = False
 ) -> tuple[PreTrainedModel | LlavaForConditionalGeneration, LlavaProcessor | Any]:
     """The embedded model, if asked for as a LLaVA-NeXT, or a checkpoint by folder or hub id, with its processor."""
-    if anyres and name is not None:
-        raise SwiftVLMError(f"--anyres is a form of the embedded model; leave it or --model {name} out")
     if name is not None:
         return load_checkpoint(name, dtype, device)
     return load_mini_anyres() if anyres else load_mini()

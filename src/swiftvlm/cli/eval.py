@@ -9,7 +9,7 @@ import transformers
 import typer
 from rich.console import Console
 
-from swiftvlm.cli.common import asked_tasks, check_out, open_model, samples_of
+from swiftvlm.cli.common import asked_tasks, check_form, check_out, open_model, samples_of
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
@@ -34,7 +34,7 @@ def evaluate(
         str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
     ] = None,
     anyres: Annotated[
-        bool, typer.Option("--anyres", help="The embedded model as a LLaVA-NeXT: a thumbnail and a tile.")
+        bool, typer.Option("--anyres", help="The embedded model as a LLaVA-NeXT, 1176 visual tokens.")
     ] = False,
     tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = ",".join(pool.TASKS),
     methods: Annotated[
@@ -59,18 +59,18 @@ def evaluate(
 
     Example: swiftvlm eval --quick --methods vanilla,fastv,swiftvlm --budgets 192 --out results/quick.json
     """
+    check_form(anyres, model)
     count = _limit(limit, quick)
     cells = _cells(methods, budgets, layers, seed)
     check_out(out)
     wanted = asked_tasks(tasks, count, pool_name)
     loaded, processor = open_model(model, dtype, device, anyres)
-    shape = ModelShape.of(loaded)
     asker = Evaluation(loaded, processor, batch)
     floors = asker.floors(cells, wanted[0].samples[0])
     cells = [cell for cell in cells if cell.label not in floors]
     about = header(loaded, wanted, "eval") | {"pool": pool_name}
     journal = Journal(out, about, must=("kind", "pool"))
-    journal.claim({cell.label: cell.described(shape) for cell in cells})
+    journal.claim({cell.label: cell.described(ModelShape.of(loaded)) for cell in cells})
     for path in join or []:
         _join(journal, path)
     with progress("answering", len(cells) * len(samples_of(wanted))) as tell:

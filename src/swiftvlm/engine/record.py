@@ -26,7 +26,6 @@ def recorder(
     # Bytes of one token in one layer, from the cache itself: right for any type and number of key heads.
     held = cache_bytes // max(batch * cached, 1)
     origin, cells = (None, prefill.cells) if before is None else (before.origin, prefill.before.cells)
-    whole = [Plan(plan.layers, plan.visual, plan.text) for plan in plans]
 
     def build() -> Run:
         return Run(
@@ -43,7 +42,7 @@ def recorder(
             kv_bytes=cache_bytes,
             vanilla_kv_bytes=held * batch * length * shape.layers,
             flops=_sum(exact_total, shape, plans),
-            vanilla_flops=_sum(exact_total, shape, whole),
+            vanilla_flops=_sum(exact_total, shape, _unpruned(plans)),
             paper_flops=_sum(paper_total, shape, plans),
             states=states,
         )
@@ -54,6 +53,10 @@ def recorder(
 def _sum(flops: Callable[[ModelShape, Plan], Number], shape: ModelShape, plans: Sequence[Plan]) -> Number:
     """FLOPs of all rows."""
     return sum(flops(shape, plan) for plan in plans)
+
+
+def _unpruned(plans: Sequence[Plan]) -> list[Plan]:
+    return [Plan(plan.layers, plan.visual, plan.text) for plan in plans]
 
 
 def _known(cells: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

@@ -18,8 +18,10 @@ from swiftvlm.evaluation.journal import Journal, Row
 from swiftvlm.evaluation.oracle import ORACLE, oracle
 from swiftvlm.evaluation.scorers import score
 from swiftvlm.evaluation.tasks import Sample, Task
+from swiftvlm.families import find_family
 from swiftvlm.inputs.prompts import build_prompt
 from swiftvlm.methods.base import Method
+from swiftvlm.mini.pool import VISUAL
 from swiftvlm.shape import ModelShape
 
 ROOM = 6  # tokens that an answer may have beyond the true one
@@ -36,6 +38,8 @@ class Cell:
 
     def floor(self, shape: ModelShape, visual: int) -> str | None:
         """Why the budget cannot be met by this method on this model, or None if it can."""
+        if self.label == ORACLE and visual != VISUAL:
+            return f"it knows the places of {VISUAL} patches, and here are {visual} visual tokens"
         try:
             self.method.plan(shape, visual, 16, self.budget)
         except BudgetError as error:
@@ -76,6 +80,7 @@ class Evaluation:
         processor.tokenizer.padding_side = "left"
         # Since transformers 5.20 encoded pictures can be handed to generate; before, every method encodes them anew.
         encoder: Any = model
+        # Such as LLaVA-NeXT's: a picture becomes several tiles, and its size says how many.
         self.tiled = "image_sizes" in inspect.signature(encoder.get_image_features).parameters
         self.shares_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
@@ -137,7 +142,7 @@ class Evaluation:
         """Why cells cannot meet their budgets on pictures like this sample's, by label; only those that cannot."""
         prompt = build_prompt(self.processor, sample.question, 1)
         ids = self.processor(images=[sample.picture()], text=[prompt], return_tensors="pt")["input_ids"]
-        shape, visual = ModelShape.of(self.model), int((ids == self.processor.image_token_id).sum())
+        shape, visual = ModelShape.of(self.model), int(find_family(self.model).visual(self.model, ids).sum())
         return {cell.label: why for cell in cells if (why := cell.floor(shape, visual))}
 
     def longest(self, samples: Sequence[Sample]) -> int:

@@ -37,7 +37,7 @@ def load_mini_anyres(
     known: Any = plain.config
     side = known.vision_config.image_size
     config = LlavaNextConfig(
-        vision_config=known.vision_config,
+        vision_config=copy.deepcopy(known.vision_config),
         text_config=copy.deepcopy(known.text_config),
         image_token_index=known.image_token_id,
         vision_feature_layer=known.vision_feature_layer,
@@ -45,7 +45,8 @@ def load_mini_anyres(
         image_grid_pinpoints=[[side, side]],
         image_seq_length=known.image_seq_length,
     )
-    model: Any = LlavaNextForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):  # its first weights are random, and are replaced at once
+        model: Any = LlavaNextForConditionalGeneration(config)
     model.load_state_dict(plain.state_dict() | {"model.image_newline": _grey(plain, processor, side)})
     return model.to(dtype).eval(), _processor(known, side)
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from swiftvlm.plans import Number
 
-MARKS = "osD"  # one shape a round of colours
+MARKS = "osD"  # another shape and kind of line every round of colours
 FONT = 8  # points, of small print
-LINES = ("-", "--", ":")  # one kind a round of shapes
+LINES = ("-", "--", ":")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 
 
@@ -54,7 +54,8 @@ def _line(axes: Axes, method: str, records: list[dict[str, Any]], look: tuple[st
 
 
 def _panel(axes: Axes, task: str, records: list[dict[str, Any]], methods: list[str]) -> None:
-    looks = [(color, mark, line) for line in LINES for mark in MARKS for color in COLORS]
+    rounds = [(MARKS[i % 3], LINES[(i + i // 3) % 3]) for i in range(len(MARKS) * len(LINES))]
+    looks = [(color, mark, line) for mark, line in rounds for color in COLORS]
     for look, method in zip(cycle(looks), methods, strict=False):
         _line(axes, method, [record for record in records if method_of(record["cell"]) == method], look)
     for record in records:

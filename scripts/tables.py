@@ -70,10 +70,11 @@ def lines_of(asked: argparse.Namespace) -> list[str]:
     names = dict.fromkeys(row["cell"] for row in rows)
     parts = [cell.strip().partition(" as ") for cell in (asked.cells or "").split(";") if cell.strip()]
     shown = {cell: label or cell for cell, _, label in parts} if parts else {cell: cell for cell in names}
-    for cell in (*shown, *([asked.against] if asked.against else [])):
+    needed = [*shown, *filter(None, [asked.against])]
+    for cell in needed:
         if cell not in names:
             raise SystemExit(f"{cell}: there is no such cell; there are {', '.join(names)}")
-    rows = common(rows, {*shown, *([asked.against] if asked.against else []), VANILLA})
+    rows = common(rows, {*needed, VANILLA})
     tasks = [task for side in SIDES for task in side if any(row["task"] == task for row in rows)]
     records = {(record["cell"], record["task"]): record for record in summarize(rows, list(names))}
     shown = {cell: shown[cell] for cell in best(records, list(shown))} if asked.best else shown

@@ -146,9 +146,9 @@ def pick_preset(presets: Mapping[str, object], name: str, method: str) -> str:
 
 
 def shares(count: int, sizes: Sequence[int]) -> list[int]:
-    """A count in proportion to some sizes: rounded down, then the largest remainders, ties to the first; no more than
+    """A count in proportion to some sizes, no more than they hold: rounded down, then the largest remainders.
 
-    there is.
+    Ties go to the first.
     """
     total = sum(sizes)
     count = min(count, total)

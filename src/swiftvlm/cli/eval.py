@@ -22,7 +22,6 @@ from swiftvlm.evaluation.tasks import Task
 from swiftvlm.figures.accuracy import draw_accuracy
 from swiftvlm.methods import SwiftVLM
 from swiftvlm.mini import pool
-from swiftvlm.shape import ModelShape
 
 WIDEST = 1000
 WITHOUT_BUDGET = (VANILLA, ORACLE)
@@ -70,7 +69,7 @@ def evaluate(
     cells = [cell for cell in cells if cell.label not in floors]
     about = header(loaded, wanted, "eval") | {"pool": pool_name}
     journal = Journal(out, about, must=("kind", "pool"))
-    journal.claim({cell.label: cell.described(ModelShape.of(loaded)) for cell in cells})
+    journal.claim({cell.label: cell.described(asker.shape) for cell in cells})
     for path in join or []:
         _join(journal, path)
     with progress("answering", len(cells) * len(samples_of(wanted))) as tell:

@@ -77,6 +77,7 @@ class Evaluation:
 
     def __init__(self, model: PreTrainedModel, processor: Any, batch: int) -> None:
         self.model, self.processor, self.batch = model, processor, batch
+        self.shape = ModelShape.of(model)
         processor.tokenizer.padding_side = "left"
         # Since transformers 5.20 encoded pictures can be handed to generate; before, every method encodes them anew.
         encoder: Any = model
@@ -111,7 +112,7 @@ class Evaluation:
             found[name] = {"image": picture, **seen}
         # Pictures of several tiles may differ in their number and go one by one.
         entries = list(found.values()) if self.shares_features else []
-        for some in [[entry] for entry in entries] if self.tiled else [entries] if entries else []:
+        for some in filter(None, [[entry] for entry in entries] if self.tiled else [entries]):
             for entry, feature in zip(some, self._features(some), strict=True):
                 entry["feature"] = feature
         return found
@@ -142,8 +143,8 @@ class Evaluation:
         """Why cells cannot meet their budgets on pictures like this sample's, by label; only those that cannot."""
         prompt = build_prompt(self.processor, sample.question, 1)
         ids = self.processor(images=[sample.picture()], text=[prompt], return_tensors="pt")["input_ids"]
-        shape, visual = ModelShape.of(self.model), int(find_family(self.model).visual(self.model, ids).sum())
-        return {cell.label: why for cell in cells if (why := cell.floor(shape, visual))}
+        visual = int(find_family(self.model).visual(self.model, ids).sum())
+        return {cell.label: why for cell in cells if (why := cell.floor(self.shape, visual))}
 
     def longest(self, samples: Sequence[Sample]) -> int:
         """Tokens that answers may have: tokenizers differ, and one that spells numbers out needs many for a box."""

@@ -48,7 +48,7 @@ def load_mini_anyres(
     with torch.random.fork_rng(devices=[]):  # its first weights are random, and are replaced at once
         model: Any = LlavaNextForConditionalGeneration(config)
     model.load_state_dict(plain.state_dict() | {"model.image_newline": _grey(plain, processor, side)})
-    return model.to(dtype).eval(), _processor(known, side)
+    return model.to(dtype).eval(), _processor(side)
 
 
 @torch.no_grad()
@@ -60,17 +60,9 @@ def _grey(model: LlavaForConditionalGeneration, processor: LlavaProcessor, side:
     return mean
 
 
-def _processor(config: Any, side: int) -> LlavaNextProcessor:
+def _processor(side: int) -> LlavaNextProcessor:
     images = LlavaNextImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_grid_pinpoints=[[side, side]]
     )
-    make: Any = LlavaNextProcessor
-    made: LlavaNextProcessor = make(
-        image_processor=images,
-        tokenizer=tokens.tokenizer(),
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        chat_template=tokens.TEMPLATE,
-        num_additional_image_tokens=1,
-    )
+    made: LlavaNextProcessor = tokens.processor_of(LlavaNextProcessor, images)
     return made

@@ -66,8 +66,13 @@ def processor() -> LlavaProcessor:
     """Images to 336 x 336 pixels, text to ids, one placeholder a patch."""
     square = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square, resample=3)
-    make: Any = LlavaProcessor
-    made: LlavaProcessor = make(
+    made: LlavaProcessor = processor_of(LlavaProcessor, images)
+    return made
+
+
+def processor_of(make: Any, images: Any) -> Any:
+    """A LLaVA processor of some class around an image processor."""
+    return make(
         image_processor=images,
         tokenizer=tokenizer(),
         patch_size=PATCH,
@@ -75,4 +80,3 @@ def processor() -> LlavaProcessor:
         chat_template=TEMPLATE,
         num_additional_image_tokens=1,
     )
-    return made

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from swiftvlm.errors import SwiftVLMError
 from swiftvlm.methods import METHODS
 from swiftvlm.methods.fastv import FastV, RandomTokens
 from swiftvlm.methods.feather import Feather
+from swiftvlm.methods.ivcprune import IVCPrune
 from swiftvlm.methods.pdrop import PDrop
+from swiftvlm.methods.sparsevlm import SparseVLM
 from swiftvlm.plans import Cut, Plan
 from tests.checkpoints import save_checkpoint
 
@@ -326,6 +329,8 @@ def test_methods_that_need_weights_say_so(capsys):
         ("swiftvlm:layers=5", SwiftVLM(layers=(5,))),
         ("swiftvlm:rest=drop/bypass", SwiftVLM(rest=("drop", "bypass"))),
         ("feather:after=8", Feather(after=(8,))),
+        ("ivcprune:after=12", IVCPrune(after=12)),
+        ("sparsevlm:version=1.5:scale=10", SparseVLM(version="1.5", scale=10)),
         ("pdrop:after=8/16:positions=original", PDrop(after=(8, 16), positions="original")),
         (
             "swiftvlm:layers=3/8/11:rest=drop:rope=false:merged_share=0",
@@ -345,15 +350,23 @@ def test_methods_with_fields(text, method):
         ("fastv:aftr=4", "fastv:aftr=4 is not FIELD=VALUE of fastv; its fields are after, counts"),
         ("fastv:after", "fastv:after is not FIELD=VALUE"),
         ("vanilla:after=1", "it has no fields"),
-        ("fastv:after=two", "fastv:after is int, such as 2, got 'two'"),
-        ("fastv:after=4/5", "fastv:after is int, such as 2, got '4/5'"),
-        ("pdrop:after=8/x", "pdrop:after is ints with slashes"),
-        ("fastv:after=true", "fastv:after is int, such as 2, got 'true'"),
-        ("swiftvlm:layers=3/b", "swiftvlm:layers is ints with slashes, such as 3/11/15, got '3/b'"),
+        ("fastv:after=two", "fastv:after is an int, such as 2, got 'two'"),
+        ("fastv:after=4/5", "fastv:after is an int, such as 2, got '4/5'"),
+        ("pdrop:after=8/x", "pdrop:after is a tuple of ints or None, such as 3/11/15, got '8/x'"),
+        ("fastv:after=true", "fastv:after is an int, such as 2, got 'true'"),
+        ("swiftvlm:layers=3/b", "swiftvlm:layers is a tuple of ints or None, such as 3/11/15, got '3/b'"),
         ("swiftvlm:merged_share=2", "merged_share is a fraction"),
+        ("visionzip:merged_share=2", "merged_share is the contextual share"),
+        (
+            "pdrop:positions=orginal",
+            "positions is one of ('original', 'renumbered'), such as renumbered, got 'orginal'",
+        ),
+        ("ivcprune:after=12/14", "ivcprune:after is an int or None, got '12/14'"),
+        ("cdpruner:relevance=x", "cdpruner:relevance is a function or None, got 'x'"),
+        ("swiftvlm:rest=drop/keep", "swiftvlm:rest is one of ('bypass', 'merge', 'drop') or a tuple of such"),
     ],
 )
 def test_wrong_fields_are_told(text, says):
     """What a method lacks or cannot take is one clear error."""
-    with pytest.raises(SwiftVLMError, match=says.replace("(", r"\(")):
+    with pytest.raises(SwiftVLMError, match=re.escape(says)):
         read_method(text)

@@ -3,7 +3,6 @@
 import json
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import AutoConfig
 
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.methods import METHODS, Method, RandomTokens, SwiftVLM, find_method
+from swiftvlm.methods.fields import fits, kinds_of, said
 from swiftvlm.shape import SHAPES, ModelShape
 
 # What the program was asked, for the birth certificates of results.
@@ -67,44 +67,24 @@ def read_method(text: str, seed: int = 0, layers: str | None = None) -> Method:
     if name == RandomTokens.name:
         values = {"seed": seed, **values}
     make: Any = type(known)
-    try:
-        made: Method = make(**values)
-    except TypeError as wrong:
-        raise SwiftVLMError(f"{text!r}: {wrong}") from None
+    made: Method = make(**values)
     return made
-
-
-def _field(part: str, method: Method) -> tuple[str, Any, str]:
-    """A field's name, its default, and what is asked for."""
-    name, _, text = part.partition("=")
-    known: dict[str, Any] = {f.name: f.default for f in fields(method)} if is_dataclass(method) else {}
-    if name not in known or not text:
-        told = f"its fields are {', '.join(known)}" if known else "it has no fields"
-        raise SwiftVLMError(f"{method.name}:{part} is not FIELD=VALUE of {method.name}; {told}")
-    return name, known[name], text
 
 
 def _setting(part: str, method: Method) -> tuple[str, Any]:
     """A field and its value: `after=4`, `merged_share=0.1`, `rope=false`, `layers=3/8/11`, `rest=drop`."""
-    name, default, text = _field(part, method)
-    # What is None by default is a tuple of ints: layers, counts, depths. `rest` alone may be one word or several.
-    if default is None:
-        return name, _several(f"{method.name}:{name}", text, int, "ints with slashes, such as 3/11/15")
-    wanted = type(default)
-    if name == "rest" and "/" in text:
-        return name, _several(f"{method.name}:{name}", text, wanted, "words with slashes, such as drop/bypass")
-    value = _value(text)
-    value = float(value) if wanted is float and type(value) is int else value
-    if type(value) is not wanted or "/" in text:
-        raise SwiftVLMError(f"{method.name}:{name} is {wanted.__name__}, such as {default}, got {text!r}")
-    return name, value
-
-
-def _several(where: str, text: str, wanted: type, kind: str) -> tuple[Any, ...]:
-    parts = tuple(_value(one) for one in text.split("/"))
-    if any(type(one) is not wanted for one in parts):
-        raise SwiftVLMError(f"{where} is {kind}, got {text!r}")
-    return parts
+    name, _, text = part.partition("=")
+    known = kinds_of(type(method))
+    if name not in known or not text:
+        told = f"its fields are {', '.join(known)}" if known else "it has no fields"
+        raise SwiftVLMError(f"{method.name}:{part} is not FIELD=VALUE of {method.name}; {told}")
+    kind, default = known[name], getattr(method, name)
+    for value in (_value(text), text, tuple(_value(one) for one in text.split("/"))):
+        if fits(value, kind):
+            return name, value
+    such = "3/11/15" if fits((3, 11, 15), kind) else default
+    told = f"is {said(kind)}" + ("" if such is None else f", such as {such}")
+    raise SwiftVLMError(f"{method.name}:{name} {told}, got {text!r}")
 
 
 def _value(text: str) -> bool | int | float | str:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from swiftvlm.budget import Budget, Slot, pick_preset, refuse, scale, solve, target_average
 from swiftvlm.errors import BudgetError, MethodError
+from swiftvlm.methods.fields import check_fields
 from swiftvlm.plans import Cut, Number, Plan
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Bypass, Drop, Reduction, Stage
@@ -44,6 +45,12 @@ class Method(ABC):
     counts: tuple[int, ...] | None = None
     merged_share: float = 0.0
     taper: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("after", "layers"):
+            if getattr(self, name, None) == ():
+                raise MethodError(f"{name} must name at least one layer, got ()")
 
     @property
     def reduction(self) -> Reduction | None:

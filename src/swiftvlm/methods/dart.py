@@ -34,6 +34,7 @@ class Dart(Method):
     pivots: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pivots < 1:
             raise MethodError(f"pivots is a number of visual tokens, at least 1, got {self.pivots}")
 

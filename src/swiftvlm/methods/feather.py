@@ -40,6 +40,7 @@ class Feather(Method):
     stride: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stride < 1:
             raise MethodError(f"stride is a step over rows and columns of at least 1, got {self.stride}")
 

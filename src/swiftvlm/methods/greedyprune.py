@@ -32,6 +32,7 @@ class GreedyPrune(Method):
     alike: float = 0.9
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not -1.0 <= self.alike <= 1.0:
             raise MethodError(f"alike is a cosine in [-1, 1], got {self.alike}")
 

@@ -26,6 +26,7 @@ class HiPrune(Tiled):
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.alpha <= 1.0:
             raise MethodError(f"alpha is the share of anchors with their four neighbours, in [0, 1], got {self.alpha}")
 

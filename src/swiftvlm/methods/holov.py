@@ -29,6 +29,7 @@ class HoloV(Tiled):
     crops: int = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.crops < 1:
             raise MethodError(f"crops is a number of stretches of at least 1, got {self.crops}")
 

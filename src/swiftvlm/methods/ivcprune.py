@@ -38,6 +38,7 @@ class IVCPrune(Method):
     seeds: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("coordinates", "seeds"):
             if not 0.0 <= self.__dict__[name] < 1.0:
                 raise MethodError(f"{name} is a share of the visual tokens in [0, 1), got {self.__dict__[name]}")

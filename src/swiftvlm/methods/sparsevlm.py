@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from swiftvlm.budget import Budget, Slot, refuse, target_average
-from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut, Plan
 from swiftvlm.ratings.raters import RankOfAttention, Raters
@@ -52,10 +51,6 @@ class SparseVLM(Method):
     version: Version = "1.5"
     scale: float = 13.5
     bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.version not in get_args(Version):
-            raise MethodError(f"version is one of {get_args(Version)}, got {self.version!r}")
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One stage a cut."""

@@ -44,6 +44,7 @@ class TiledThenCut(Tiled):
     after: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.after is not None and len(self.after) != 1:
             raise MethodError(f"after names the one cut inside the model, such as (16,), got {self.after}")
 

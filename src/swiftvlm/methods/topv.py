@@ -33,6 +33,7 @@ class TopV(Method):
     recover: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.recover < 2:
             raise MethodError(f"recover is a step over unchosen tokens of at least 2, got {self.recover}")
 

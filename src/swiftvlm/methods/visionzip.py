@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Preset
 from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.visionzip import VisionZipReduction
@@ -31,6 +32,11 @@ class VisionZip(Tiled):
     }
 
     merged_share: float = 10 / 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.merged_share < 1.0:
+            raise MethodError(f"merged_share is the contextual share of the tokens, in [0, 1), got {self.merged_share}")
 
     @property
     def reduction(self) -> Reduction:

@@ -27,6 +27,7 @@ class VisPruner(Tiled):
     ratio: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.ratio <= 1.0:
             raise MethodError(f"ratio is the important share of the tokens, in [0, 1], got {self.ratio}")
 

@@ -45,6 +45,7 @@ class ViTCoP(Method):
     merged_share = 0.2  # not a field: it only says that cuts merge
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.after is not None and len(self.after) != 2:
             raise MethodError(f"after names the two cuts inside the model, such as (2, 22), got {self.after}")
 
@@ -77,8 +78,10 @@ class ViTCoP(Method):
             )
 
         able = [total for total in range(2, front + 1) if _average(shape, visual, cuts(total)) <= average + 1e-9]
-        if not able:
-            refuse(slots, shape.layers, visual, average, _average(shape, visual, cuts(2)))
+        least, most = (_average(shape, visual, cuts(total)) for total in (2, front))
+        # Early cuts inside leave less than the budget even where the first of them keeps all.
+        if not able or most < average - 1:
+            refuse(slots, shape.layers, visual, average, least, most)
         return cuts(able[-1])
 
 

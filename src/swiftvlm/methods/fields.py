@@ -1,0 +1,69 @@
+"""What a method's fields may hold: their annotations, enforced.
+
+Python enforces none: a wrong value would fail far from where it was given, or silently be another method.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from swiftvlm.errors import MethodError
+
+# How a plain kind is said, and what is of it: bool is an int to Python, not to a user.
+PLAIN: dict[Any, tuple[str, Callable[[object], bool]]] = {
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    int: ("an int", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    str: ("a word", lambda value: isinstance(value, str)),
+    NoneType: ("None", lambda value: value is None),
+}
+
+
+def kinds_of(method: type) -> dict[str, Any]:
+    """The annotation of every field of a method; none where one of them cannot be resolved."""
+    try:
+        hints = get_type_hints(method)
+    except NameError:  # a user's own, imported for type checkers only
+        return {}
+    return {field.name: hints[field.name] for field in fields(method)} if is_dataclass(method) else {}
+
+
+def check_fields(method: object) -> None:
+    """Check every field against its annotation; a list becomes the tuple it stands for. Raises `MethodError`."""
+    for name, kind in kinds_of(type(method)).items():
+        value = getattr(method, name)
+        if isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(method, name, value)  # the fields are frozen
+        if not fits(value, kind):
+            raise MethodError(f"{name} is {said(kind)}, got {value!r}")
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a kind: plain ones, choices of words, tuples and unions of them; others are not judged."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is tuple and parts[1:] == (...,):
+        return isinstance(value, tuple) and all(fits(one, parts[0]) for one in value)
+    if origin is Callable:
+        return callable(value)
+    return kind not in PLAIN or PLAIN[kind][1](value)
+
+
+def said(kind: Any) -> str:
+    """A kind in words: "an int", "a tuple of ints or None", "one of ('top', 'grid')"."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(said(part) for part in parts)
+    if origin is Literal:
+        return f"one of {parts}"
+    if origin is tuple:
+        return "a tuple of ints" if parts[0] is int else "a tuple of such"
+    if origin is Callable:
+        return "a function"
+    return PLAIN[kind][0] if kind in PLAIN else str(kind)

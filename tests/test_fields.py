@@ -1,0 +1,108 @@
+"""Fields of methods: what is not of a field's kind is refused where it is given, for every field of every method."""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+import swiftvlm
+from swiftvlm import ModelShape, SwiftVLM
+from swiftvlm.errors import BudgetError, MethodError
+from swiftvlm.methods import METHODS
+from swiftvlm.methods.base import Method
+from swiftvlm.methods.fields import kinds_of
+from swiftvlm.methods.pdrop import PDrop
+from swiftvlm.methods.vitcop import ViTCoP
+
+EVERY = [(name, field) for name, method in METHODS.items() for field in kinds_of(method)]
+
+
+@pytest.mark.parametrize(("name", "field"), EVERY, ids=lambda part: part)
+@pytest.mark.parametrize("wrong", [object(), "no such word", {3}, (3, "b")], ids=["object", "word", "set", "mixed"])
+def test_nothing_but_its_kind(name, field, wrong):
+    """No field of any method takes these; the error names the field and what came."""
+    with pytest.raises(MethodError, match=rf"^{field} is .*, got {re.escape(repr(wrong))}$"):
+        METHODS[name](**{field: wrong})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layers": 3}, r"layers is a tuple of ints or None, got 3"),
+        ({"layers": (3, 5.5)}, r"layers is a tuple of ints or None, got \(3, 5.5\)"),
+        ({"rope": 1}, r"rope is True or False, got 1"),
+        ({"refine": True}, r"refine is an int, got True"),
+        ({"taper": "steep"}, r"taper is a number, got 'steep'"),
+        ({"anchors": "stride"}, r"anchors is one of \('strided', 'top', 'grid'\), got 'stride'"),
+        ({"merged_position": "centre"}, r"merged_position is one of \('anchor', 'mean'\), got 'centre'"),
+        ({"positions": "renumber"}, r"positions is one of \('original', 'renumbered'\), got 'renumber'"),
+        ({"softmax_over": "image"}, r"softmax_over is one of \('all', 'visual'\), got 'image'"),
+        ({"rest": "park"}, r"rest is one of \('bypass', 'merge', 'drop'\) or a tuple of such, got 'park'"),
+        ({"rest": ("park", "drop")}, r"rest is one of .* got \('park', 'drop'\)"),
+    ],
+    ids=str,
+)
+def test_what_is_said(fields, message):
+    """A misspelt choice would silently be another method, an int for a tuple would fail far away."""
+    with pytest.raises(MethodError, match=message):
+        SwiftVLM(**fields)
+
+
+def test_a_list_is_the_tuple_it_stands_for():
+    """As in a notebook; the method can still be hashed."""
+    given: Any = [3, 5, 6]
+    assert SwiftVLM(layers=given) == SwiftVLM(layers=(3, 5, 6))
+    assert hash(SwiftVLM(layers=given)) == hash(SwiftVLM(layers=(3, 5, 6)))
+
+
+def test_no_layers_is_not_the_default():
+    """An empty tuple asks for nothing, which is not what None asks for."""
+    with pytest.raises(MethodError, match=r"after must name at least one layer, got \(\)"):
+        PDrop(after=())
+
+
+def test_kinds_of_a_users_own():
+    """Plain kinds are judged, others are the user's; a fixed tuple is not one of any length."""
+
+    @dataclass(frozen=True)
+    class Mine(Method):
+        name: ClassVar[str] = "mine"
+        grid: tuple[int, str] = (3, "rows")
+        table: dict[str, int] | None = None
+        share: float = 0.5
+
+        def stages(self, shape):
+            return ()
+
+    assert Mine(grid=(4, "columns"), table={"a": 1}, share=1).grid == (4, "columns")
+    with pytest.raises(MethodError, match=r"share is a number, got None"):
+        Mine(**{"share": None})
+
+
+# Methods with layers of their own, at depths far from the published ones.
+ONE, THREE, INSIDE = [1, 5, 12], [(1, 2, 3), (3, 8, 11), (10, 12, 20)], [(1,), (8,), (20,)]
+DEPTHS: dict[str, list[Any]] = {
+    **dict.fromkeys(("fastv", "dart", "topv", "greedyprune"), ONE),
+    **dict.fromkeys(("pdrop", "sparsevlm", "sparsevlm+"), THREE),
+    **dict.fromkeys(("vscan", "nuwa", "star"), INSIDE),
+    "feather": [(1, 2), (4, 20), (10, 12)],
+    "vitcop": [(1, 4), (2, 8), (2, 16), (4, 20), (8, 16)],
+}
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+@pytest.mark.parametrize("budget", [64, 96, 128, 192, 288])
+def test_a_budget_is_used_or_refused_at_any_layers(name, budget):
+    """A plan that stays far below its budget would compare a method at another one, and not say so."""
+    for after in DEPTHS[name]:
+        with suppress(BudgetError):
+            plan = METHODS[name](after=after).plan(ModelShape(layers=24), 576, 70, budget)
+            assert budget - 3 < plan.average_tokens <= budget, (after, plan.cuts)
+
+
+def test_vitcop_says_what_its_layers_reach():
+    """Its first count follows from the budget alone, so that early cuts inside leave less than the budget."""
+    with pytest.raises(BudgetError, match=r"192 .* cannot be reached: stages after layers \[0, 2, 8\] of 24 leave"):
+        swiftvlm.plan(ViTCoP(after=(2, 8)), 192, ModelShape(layers=24), 576)

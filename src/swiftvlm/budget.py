@@ -97,16 +97,13 @@ def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number, tape
     return _shrink(slots, layers, visual, average, totals)
 
 
-def refuse(
-    slots: Sequence[Slot], layers: int, visual: int, average: Number, least: float, most: float | None = None
-) -> NoReturn:
-    """Raise `BudgetError`: an average that these stages cannot reach, and the range that they can (up to all)."""
+def refuse(slots: Sequence[Slot], layers: int, visual: int, average: Number, least: float) -> NoReturn:
+    """Raise `BudgetError`: an average that these stages cannot reach, with the range they can."""
     # Rounded up: a user who asks for the printed figure must not be refused again.
     nearest = math.ceil(10 * least) / 10
-    most = visual if most is None else most
     raise BudgetError(
         f"a budget of {average:g} visual tokens on average cannot be reached: stages after layers "
-        f"{[slot.after for slot in slots]} of {layers} leave between {nearest} and {most:.1f} of {visual} tokens"
+        f"{[slot.after for slot in slots]} of {layers} leave between {nearest} and {visual:.1f} of {visual} tokens"
     )
 
 

@@ -78,7 +78,7 @@ def _setting(part: str, method: Method) -> tuple[str, Any]:
     if name not in known or not text:
         told = f"its fields are {', '.join(known)}" if known else "it has no fields"
         raise SwiftVLMError(f"{method.name}:{part} is not FIELD=VALUE of {method.name}; {told}")
-    kind, default = known[name], getattr(method, name)
+    kind, default = known[name], vars(method)[name]
     for value in (_value(text), text, tuple(_value(one) for one in text.split("/"))):
         if fits(value, kind):
             return name, value

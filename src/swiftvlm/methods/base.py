@@ -49,7 +49,7 @@ class Method(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("after", "layers"):
-            if getattr(self, name, None) == ():
+            if vars(self).get(name) == ():
                 raise MethodError(f"{name} must name at least one layer, got ()")
 
     @property

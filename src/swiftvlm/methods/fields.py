@@ -17,6 +17,7 @@ PLAIN: dict[Any, tuple[str, Callable[[object], bool]]] = {
     int: ("an int", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
     float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
     str: ("a word", lambda value: isinstance(value, str)),
+    Callable: ("a function", callable),
     NoneType: ("None", lambda value: value is None),
 }
 
@@ -33,7 +34,7 @@ def kinds_of(method: type) -> dict[str, Any]:
 def check_fields(method: object) -> None:
     """Check every field against its annotation; a list becomes the tuple it stands for. Raises `MethodError`."""
     for name, kind in kinds_of(type(method)).items():
-        value = getattr(method, name)
+        value = vars(method)[name]
         if isinstance(value, list):
             value = tuple(value)
             object.__setattr__(method, name, value)  # the fields are frozen
@@ -43,27 +44,23 @@ def check_fields(method: object) -> None:
 
 def fits(value: object, kind: Any) -> bool:
     """Whether a value is of a kind: plain ones, choices of words, tuples and unions of them; others are not judged."""
-    origin, parts = get_origin(kind), get_args(kind)
+    origin, parts = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in parts)
     if origin is Literal:
-        return isinstance(value, str) and value in parts
+        return value in parts
     if origin is tuple and parts[1:] == (...,):
         return isinstance(value, tuple) and all(fits(one, parts[0]) for one in value)
-    if origin is Callable:
-        return callable(value)
-    return kind not in PLAIN or PLAIN[kind][1](value)
+    return origin not in PLAIN or PLAIN[origin][1](value)
 
 
 def said(kind: Any) -> str:
     """A kind in words: "an int", "a tuple of ints or None", "one of ('top', 'grid')"."""
-    origin, parts = get_origin(kind), get_args(kind)
+    origin, parts = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(said(part) for part in parts)
     if origin is Literal:
         return f"one of {parts}"
     if origin is tuple:
         return "a tuple of ints" if parts[0] is int else "a tuple of such"
-    if origin is Callable:
-        return "a function"
-    return PLAIN[kind][0] if kind in PLAIN else str(kind)
+    return PLAIN[origin][0] if origin in PLAIN else str(kind)

@@ -1,5 +1,6 @@
 """ViTCoP: clusters found in the vision tower, thinned out and merged inside the model, where keys are small."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +28,8 @@ class ViTCoP(Method):
 
     - `after`: layers run before the two cuts inside; None: 2 and 22 of 32 as fractions of the depth.
     - `counts`: (k1, 0, k2, Z2, k3), Z2 of them clusters. A budget keeps to the line that the published settings lie
-      on: of a share f of the tokens on average, .2 + .9 f stay in front, and .03 + .3 times that are clusters.
+      on: of a share f of the tokens on average, .2 + .9 f stay in front, and .03 + .3 times that are clusters. Where
+      that leaves less than the budget (early cuts, shares above .4), more stay at the end, then in front (ours).
     """
 
     name: ClassVar[str] = "vitcop"
@@ -63,27 +65,39 @@ class ViTCoP(Method):
     def _cuts(
         self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
     ) -> tuple[Cut, ...]:
-        average = None if budget is None else target_average(budget, visual)
-        if budget is None or average is None:
-            return super()._cuts(slots, shape, visual, budget, preset) if budget is None else ()
-        front = min(round((0.2 + 0.9 * average / visual) * visual), visual)
-        clusters = max(int((0.03 + 0.3 * front / visual) * front), 1)
+        if budget is None:
+            return super()._cuts(slots, shape, visual, budget, preset)
+        average = target_average(budget, visual)
+        if average is None:
+            return ()
+        front = max(round((0.2 + 0.9 * average / visual) * visual), 1)
+        path = _path(min(front, visual), visual)
 
-        def cuts(total: int) -> tuple[Cut, ...]:
-            merged = min(clusters, total - 1) if total < front else 0
-            left = max(round(total / 5), 1)
-            return tuple(
-                Cut(slot.after, *counts)
-                for slot, counts in zip(slots, ((front, 0), (total - merged, merged), (left, 0)), strict=True)
-            )
+        def average_of(counts: tuple[int, int, int]) -> float:
+            return Plan(shape.layers, visual, 0, _cuts_of(counts, slots, visual)).average_tokens
 
-        able = [total for total in range(2, front + 1) if _average(shape, visual, cuts(total)) <= average + 1e-9]
-        least, most = (_average(shape, visual, cuts(total)) for total in (2, front))
-        # Early cuts inside leave less than the budget even where the first of them keeps all.
-        if not able or most < average - 1:
-            refuse(slots, shape.layers, visual, average, least, most)
-        return cuts(able[-1])
+        if average_of(path[0]) > average + 1e-9:
+            refuse(slots, shape.layers, visual, average, average_of(path[0]))
+        # Every prompt asks for its plan, so not every one is tried: the average grows along the path.
+        return _cuts_of(path[bisect_right(path, average + 1e-9, key=average_of) - 1], slots, visual)
 
 
-def _average(shape: ModelShape, visual: int, cuts: tuple[Cut, ...]) -> float:
-    return Plan(shape.layers, visual, 0, cuts).average_tokens
+def _path(front: int, visual: int) -> list[tuple[int, int, int]]:
+    """Tokens before the model, behind the first cut, behind the second: more and more of them, from hardly any to all.
+
+    A fifth is left at the end. Where that is less than the budget (early cuts inside, large budgets), more of them are,
+    and then more in front.
+    """
+    return [
+        *((front, total, max(round(total / 5), 1)) for total in range(1, front + 1)),
+        *((front, front, last) for last in range(max(round(front / 5), 1) + 1, front + 1)),
+        *((every, every, every) for every in range(front + 1, visual + 1)),
+    ]
+
+
+def _cuts_of(counts: tuple[int, int, int], slots: Sequence[Slot], visual: int) -> tuple[Cut, ...]:
+    front, total, last = counts
+    clusters = max(int((0.03 + 0.3 * front / visual) * front), 1)
+    merged = min(clusters, total - 1) if total < front else 0
+    pairs = ((front, 0), (total - merged, merged), (last, 0))
+    return tuple(Cut(slot.after, *pair) for slot, pair in zip(slots, pairs, strict=True))

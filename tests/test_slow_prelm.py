@@ -183,6 +183,12 @@ def test_diverse_choice_by_hand() -> None:
     assert diverse_choice(states, [0, 1, 2, 3, 4], 2, at_once=1) == [1, 4]
 
 
+def test_survivors_go_on_by_likeness() -> None:
+    """The same patches in the order 4 1 2 3 0: even 4 2 0 at -.6, .8 and 1. 0 goes, and 2 comes before 4."""
+    states = torch.tensor([[1, 0], [1, 0], [0, 1], [0.6, 0.8], [-1, 0]])
+    assert diverse_choice(states, [4, 1, 2, 3, 0], 4, at_once=1) == [2, 4, 1, 3]
+
+
 def test_diverse_choice_never_removes_more_than_the_even_half() -> None:
     """Seven patches down to 2 ask for min(8, 5) = 5, but even are 0 2 4 6 only: all four go, left 1 3 5.
 
@@ -427,31 +433,30 @@ def test_crop_budgets_by_hand() -> None:
 
 
 def test_crop_runs_follow_the_raster() -> None:
-    """9 patches in 3 runs of 3; in 2 runs the first ends before 9 // 2 = 4."""
+    """9 patches in 3 runs of 3; in 2 runs the first has one more."""
     assert crop_runs(9, 3) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert crop_runs(9, 2) == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
+    assert crop_runs(9, 2) == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
 
 
 def test_holov_by_hand() -> None:
-    """Equal features: in a crop of 3 cosines 0 1 1, mean 1, deviation 1 over 2 = .5 for all, rescaled to the strength.
+    """Equal features: in a crop of 3 cosines 0 1 1, mean 1, deviation 1 over 2 = .5 for all, brought to the crop's.
 
-    Weights 6 1 1 | 1 1 2 | 1 1 1 and 1 for [CLS]. In units of 1000 / 16: crop means 8/3, 4/3, 1, mean strength 15/9,
-    times .09 is .15. Scores 2.817, 1.483, 1.15 of 5.45; 5 to keep: 2.58, 1.36, 1.06, so 2 1 1 and one more: 3 1 1.
-    The first row, patch 5 of the second and, of equal ones, patch 6.
+    Weights 6 1 1 | 1 1 2 | 1 1 2 and 1 for [CLS]: crop means 8/3, 4/3, 4/3, each times 1.09. 5 to keep: 2.5, 1.25,
+    1.25, so 2 1 1 and one more: 3 1 1. The first row, patch 5 of the second, patch 8 of the third.
     """
     states = [[float("nan")]] + [[1.0]] * 9
-    picture = tower(states, {22: head([1, 6, 1, 1, 1, 1, 2, 1, 1, 1])}, lambda given: 2 * given)
+    picture = tower(states, {22: head([1, 6, 1, 1, 1, 1, 2, 1, 1, 2])}, lambda given: 2 * given)
     features, places = slow_holov(picture, 5, crops=3)
-    assert places == [0, 1, 2, 5, 6]
+    assert places == [0, 1, 2, 5, 8]
     assert numbers(features) == [2] * 5
 
 
 def test_holov_counts_variance() -> None:
     """4 patches in 2 crops, equal attention a; the first crop has cosine 1, the second 0; alpha 3; 3 to keep.
 
-    Crop of 2 with cosine 1: cosines 0 1, mean 1, one deviation of 1 over 1 = 1. With cosine 0: 0. Mean variance .5 is
-    rescaled to a, so 2a and 0. Scores a + 6a = 7a and a: shares 2.625 and .375, so 2 0 and one more for the first,
-    which has no room: 2 1. 1 to keep: .875 and .125: the first gets it.
+    Crop of 2 with cosine 1: cosines 0 1, mean 1, one deviation of 1 over 1 = 1, rescaled to a. With cosine 0: 0.
+    Scores a + 3a = 4a and a: shares 2.4 and .6, so 2 0 and one more for the first, which has no room: 2 1. 1 to keep:
+    .8 and .2: the first gets it.
     """
     states = [[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     picture = tower(states, {22: head([1] * 5)})

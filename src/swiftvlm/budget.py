@@ -1,14 +1,16 @@
 """Budgets and schedules: from "192 tokens on average" to the count of every stage, or a clear reason why not."""
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from swiftvlm.errors import BudgetError
 from swiftvlm.plans import Cut, Number, Plan
 
 Budget = int | float | None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,27 @@ def refuse(slots: Sequence[Slot], layers: int, visual: int, average: Number, lea
         f"a budget of {average:g} visual tokens on average cannot be reached: stages after layers "
         f"{[slot.after for slot in slots]} of {layers} leave between {nearest} and {visual:.1f} of {visual} tokens"
     )
+
+
+def furthest(
+    options: Sequence[T],
+    cuts: Callable[[T], tuple[Cut, ...]],
+    slots: Sequence[Slot],
+    layers: int,
+    visual: int,
+    average: Number,
+) -> tuple[Cut, ...]:
+    """The cuts of the last option, in order of what they leave, that stays within an average.
+
+    Every prompt asks for its plan, so not every option is tried. Raises `BudgetError` where the first is too much.
+    """
+
+    def average_of(option: T) -> float:
+        return Plan(layers, visual, 0, cuts(option)).average_tokens
+
+    if average_of(options[0]) > average + 1e-9:
+        refuse(slots, layers, visual, average, average_of(options[0]))
+    return cuts(options[bisect_right(options, average + 1e-9, key=average_of) - 1])
 
 
 def _average(slots: Sequence[Slot], layers: int, visual: int, ratio: float, taper: float) -> float:

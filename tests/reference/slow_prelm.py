@@ -168,8 +168,8 @@ def diverse_choice(states: Tensor, order: list[int], count: int, at_once: int = 
     """What is left of `order` when the most redundant patches are removed until `count` are left; states (n, channels).
 
     A round removes at most `at_once` patches out of every second one (the first, the third, ...), namely those with
-    the highest cosine to any of the patches between them. The patches left are then the survivors, and behind
-    them those between. Of an odd number the first half has one more.
+    the highest cosine to any of the patches between them. The patches left are then the survivors, the highest such
+    cosine first, and behind them those between. Of an odd number the first half has one more.
     """
     if count < 1:
         return []
@@ -181,9 +181,7 @@ def diverse_choice(states: Tensor, order: list[int], count: int, at_once: int = 
         # Ambiguous: of equally redundant patches the lower one stays.
         ranked = sorted(even, key=lambda patch: (-likeness[patch], -patch))
         # A round may want to remove more than the even half has; then the whole half goes, and the next round the rest.
-        removed = ranked[: min(at_once, len(left) - count)]
-        # Ambiguous: the survivors keep their order among themselves (not the order of their similarity).
-        left = [patch for patch in even if patch not in removed] + odd
+        left = ranked[min(at_once, len(left) - count) :] + odd
     return left
 
 
@@ -443,11 +441,12 @@ def slow_holov(tower: Tower, count: int, alpha: float = 0.09, crops: int = 16) -
         received = _cls_row(tower, -2).mean(dim=0)
         runs = crop_runs(len(states), crops)
         strength = 1000 * received
-        spread = torch.cat([crop_variances(embeds[run]) for run in runs])
-        # Ambiguous: the rescaling is over the whole picture, not crop by crop.
-        scale = strength.abs().mean() / spread.abs().mean() if float(spread.abs().mean()) > 0 else 0.0
-        scores = strength + alpha * spread * scale
-        crop_scores = [float(scores[run].mean()) for run in runs]
+        crop_scores = []
+        for run in runs:
+            spread = crop_variances(embeds[run])
+            # Crop by crop, so that a crop's mean says hardly more than its attention.
+            scale = float(strength[run].abs().mean()) / (float(spread.abs().mean()) + 1e-6)
+            crop_scores.append(float((strength[run] + alpha * spread * scale).mean()))
         budgets = crop_budgets(crop_scores, [len(run) for run in runs], min(count, len(states)))
         chosen = []
         for run, budget in zip(runs, budgets, strict=True):
@@ -460,8 +459,9 @@ def crop_runs(total: int, crops: int) -> list[list[int]]:
     """`crops` consecutive runs over `total` patches."""
     if crops > total:
         raise ValueError(f"{total} patches do not make {crops} crops")
-    # Ambiguous: where crops does not divide total, run c is c * total // crops .. (c + 1) * total // crops.
-    return [list(range(crop * total // crops, (crop + 1) * total // crops)) for crop in range(crops)]
+    size, longer = divmod(total, crops)  # the first `longer` runs have one more
+    starts = [crop * size + min(crop, longer) for crop in range(crops + 1)]
+    return [list(range(starts[crop], starts[crop + 1])) for crop in range(crops)]
 
 
 def crop_variances(embeds: Tensor) -> Tensor:

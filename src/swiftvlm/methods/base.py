@@ -1,13 +1,12 @@
 """`Method`: what every pruning method is. Subclasses are frozen dataclasses whose fields are the hyper-parameters."""
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from typing import ClassVar
 
-from swiftvlm.budget import Budget, Slot, pick_preset, refuse, scale, solve, target_average
+from swiftvlm.budget import Budget, Slot, furthest, pick_preset, scale, solve, target_average
 from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.methods.fields import check_fields
 from swiftvlm.plans import Cut, Number, Plan
@@ -17,7 +16,10 @@ from swiftvlm.stage import Bypass, Drop, Reduction, Stage
 
 @dataclass(frozen=True)
 class Preset:
-    """A published setting: (kept, merged) at each stage, for `visual` tokens, `layers` layers and these depths."""
+    """A setting by name, published unless its method says otherwise.
+
+    (kept, merged) at each stage, for `visual` tokens, `layers` layers and these depths.
+    """
 
     after: tuple[int, ...]
     cuts: tuple[tuple[int, int], ...]
@@ -145,14 +147,8 @@ def proportional(
         kept = [min(max(size * part // parts[0], 1), visual) for part in parts]
         return tuple(Cut(slot.after, count) for slot, count in zip(slots, kept, strict=True))
 
-    def average_of(size: int) -> float:
-        return Plan(layers, visual, 0, cuts(size)).average_tokens
-
-    if average_of(1) > average + 1e-9:
-        refuse(slots, layers, visual, average, average_of(1))
-    # Every prompt asks for its plan, so not every size is tried: the average grows with the size.
     sizes = range(1, visual * (parts[0] // min(parts) + 1))
-    return cuts(bisect_right(sizes, average + 1e-9, key=average_of))
+    return furthest(sizes, cuts, slots, layers, visual, average)
 
 
 def slots_of(stages: Sequence[Stage], merged_share: float, reduces: bool = False) -> tuple[Slot, ...]:

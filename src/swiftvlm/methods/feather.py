@@ -1,11 +1,13 @@
 """FEATHER: attention without RoPE, and a grid that keeps the whole image covered."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from swiftvlm.budget import Budget, Slot, furthest, target_average
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
+from swiftvlm.plans import Cut
 from swiftvlm.scores import Covered, TextAttention
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Score, Stage
@@ -26,14 +28,18 @@ class Feather(Method):
     - `counts`: tokens kept at each cut. The official code keeps the *union* of grid and best tokens, whose size differs
       from image to image; here the best tokens beside the grid fill the count, so that a budget is met exactly.
 
-    No setting for LLaVA-1.5 is published; `192` is ours (its ratio 0.22 gives about 176 and 8 tokens).
+    Of a ratio r of the tokens beside the grid, r ** 2 of what is left stay at every later cut; a budget keeps to that
+    and solves for r. Preset "default" is the official r = .3. None is published for LLaVA-1.5's tables; "192" is ours.
     """
 
     name: ClassVar[str] = "feather"
     summary: ClassVar[str] = "two cuts without RoPE; the first keeps a grid"
     paper: ClassVar[str] = "arXiv:2412.13180"
     source: ClassVar[str] = "official code; the grid within a fixed count"
-    presets: ClassVar[Mapping[str, Preset]] = {"192": Preset(AFTER, ((176, 0), (8, 0)))}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "192": Preset(AFTER, ((176, 0), (8, 0))),
+        "default": Preset(AFTER, ((217, 0), (19, 0))),
+    }
 
     after: tuple[int, ...] | None = None
     counts: tuple[int, ...] | None = None
@@ -50,3 +56,23 @@ class Feather(Method):
         depths = self.after or at_depth(AFTER, shape.layers)
         scores: list[Score] = [Covered(score, self.stride), *[score] * (len(depths) - 1)]
         return tuple(Stage(after, one) for after, one in zip(depths, scores, strict=True))
+
+    def _cuts(
+        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
+    ) -> tuple[Cut, ...]:
+        if budget is None:
+            return super()._cuts(slots, shape, visual, budget, preset)
+        average = target_average(budget, visual)
+        if average is None:
+            return ()
+        # No other count belongs to a ratio whatever the picture shows: best tokens may stand on the grid.
+        grid = visual / self.stride**2
+
+        def cuts(first: int) -> tuple[Cut, ...]:
+            ratio = max((first - grid) / (visual - grid), 0.0) if self.stride > 1 else first / visual
+            counts = [first]
+            for _ in slots[1:]:
+                counts.append(max(int(counts[-1] * ratio**2 + 1e-9), 1))
+            return tuple(Cut(slot.after, count) for slot, count in zip(slots, counts, strict=True))
+
+        return furthest(range(1, visual + 1), cuts, slots, shape.layers, visual, average)

@@ -14,7 +14,8 @@ class HoloV(Tiled):
     """HoloV (NeurIPS 2025, arXiv:2510.02912): shares for `crops` stretches of the image, by attention and variety.
 
     Follows the official code: a patch's score is 1000 x its [CLS] attention plus `alpha` x the variance of its cosines
-    within its crop, brought to the same size; crops get shares by their mean score and keep what [CLS] looks at most.
+    within its crop; crops get shares by their mean score and keep what [CLS] looks at most. That variance is brought to
+    the size of the crop's own attention, so that shares follow attention all but alone: that is what the code does.
     Two flaws of that code are not followed: what a crop has no room for goes to others instead of being padded with
     zeros, and tokens come in raster order instead of by attention within a crop. Crops are runs of 36 patches in raster
     order, not windows. Numbered afresh.

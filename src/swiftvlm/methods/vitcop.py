@@ -1,14 +1,14 @@
 """ViTCoP: clusters found in the vision tower, thinned out and merged inside the model, where keys are small."""
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from swiftvlm.budget import Budget, Slot, refuse, target_average
+from swiftvlm.budget import Budget, Slot, furthest, target_average
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
-from swiftvlm.plans import Cut, Plan
+from swiftvlm.plans import Cut
 from swiftvlm.ratings.quotas import Quotas, SmallKeys
 from swiftvlm.reductions.vitcop import Clustered
 from swiftvlm.shape import ModelShape
@@ -70,16 +70,9 @@ class ViTCoP(Method):
         average = target_average(budget, visual)
         if average is None:
             return ()
-        front = max(round((0.2 + 0.9 * average / visual) * visual), 1)
+        front = max(int(0.2 * visual + 0.9 * average + 1e-9), 1)
         path = _path(min(front, visual), visual)
-
-        def average_of(counts: tuple[int, int, int]) -> float:
-            return Plan(shape.layers, visual, 0, _cuts_of(counts, slots, visual)).average_tokens
-
-        if average_of(path[0]) > average + 1e-9:
-            refuse(slots, shape.layers, visual, average, average_of(path[0]))
-        # Every prompt asks for its plan, so not every one is tried: the average grows along the path.
-        return _cuts_of(path[bisect_right(path, average + 1e-9, key=average_of) - 1], slots, visual)
+        return furthest(path, partial(_cuts_of, slots, visual), slots, shape.layers, visual, average)
 
 
 def _path(front: int, visual: int) -> list[tuple[int, int, int]]:
@@ -95,7 +88,7 @@ def _path(front: int, visual: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def _cuts_of(counts: tuple[int, int, int], slots: Sequence[Slot], visual: int) -> tuple[Cut, ...]:
+def _cuts_of(slots: Sequence[Slot], visual: int, counts: tuple[int, int, int]) -> tuple[Cut, ...]:
     front, total, last = counts
     clusters = max(int((0.03 + 0.3 * front / visual) * front), 1)
     merged = min(clusters, total - 1) if total < front else 0

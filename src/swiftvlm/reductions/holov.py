@@ -1,13 +1,14 @@
 """Shares of stretches of the image."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from swiftvlm.stage import Positions
 from swiftvlm.tower import Reduced, Seen, best_of, chosen, cosines, top
+
+EPSILON = 1e-6  # as in the official code
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,15 @@ class Shared:
         """The best-attended patches of every crop, as many as its share."""
         received, total = seen.from_cls(seen.last).mean(0), len(seen.patch)
         crops = min(self.crops, total)
-        ends = [crop * total // crops for crop in range(crops + 1)]
-        runs = [torch.arange(a, b, device=received.device) for a, b in pairwise(ends)]
-        strength = 1000 * received
-        variety = torch.cat([_variety(seen.embeds[run]) for run in runs])
-        size = variety.abs().mean()
-        scores = strength + self.alpha * variety * (strength.abs().mean() / size if size > 0 else 0.0)
-        means = torch.stack([scores[run].mean() for run in runs])
+        runs = torch.arange(total, device=received.device).tensor_split(crops)
+        means = torch.stack([self._score(1000 * received[run], _variety(seen.embeds[run])) for run in runs])
         counts = _shares(means, [len(run) for run in runs], min(kept, total))
         return chosen(seen, torch.cat([best_of(received, run, count) for run, count in zip(runs, counts, strict=True)]))
+
+    def _score(self, strength: Tensor, variety: Tensor) -> Tensor:
+        """A crop's: variety is scaled to the crop's own attention, so that it says hardly more than that."""
+        scale = strength.abs().mean() / (variety.abs().mean() + EPSILON)
+        return (strength + self.alpha * variety * scale).mean()
 
 
 def _variety(embeds: Tensor) -> Tensor:

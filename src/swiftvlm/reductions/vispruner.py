@@ -34,8 +34,7 @@ def _diverse(units: Tensor, left: Tensor, count: int) -> Tensor:
         alike = (units[even] @ units[odd].T).amax(1)
         # Among equals the lower patch stays: higher ones first, then a stable sort.
         high = even.argsort(descending=True)
-        gone = high[alike[high].argsort(descending=True, stable=True)][: min(AT_ONCE, len(left) - count)]
-        stays = torch.ones(len(even), dtype=torch.bool, device=even.device)
-        stays[gone] = False
-        left = torch.cat([even[stays], odd])
+        ranked = high[alike[high].argsort(descending=True, stable=True)]
+        # The survivors go on in this order, by which the next round halves them.
+        left = torch.cat([even[ranked[min(AT_ONCE, len(left) - count) :]], odd])
     return left if count > 0 else left[:0]

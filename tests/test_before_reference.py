@@ -166,6 +166,7 @@ TILES: dict[str, tuple[Any, Any]] = {
     "vispruner": (VisPruner(ratio=0.3), lambda tower, count: slow.slow_vispruner(tower, count, 0.3)),
     "prumerge": (PruMerge(), lambda tower, count: slow.slow_prumerge(tower, count - 1)),
     "adaptive": (PruMerge(adaptive=True), lambda tower, count: slow.slow_prumerge(tower, None)),
+    "adaptive+": (PruMergePlus(adaptive=True), lambda tower, count: slow.slow_prumerge_plus(tower, None)),
     "prumerge+": (PruMergePlus(), plus),
     "divprune": (DivPrune(), divprune),
     "hiprune": (HiPrune(alpha=0.4), lambda tower, count: slow.slow_hiprune(tower, count, 0.4)),
@@ -182,7 +183,7 @@ def test_a_tile_equals_the_slow_reference(name, side, seed, share):
     """Whom the tokens stand for, in the order in which they are fed, and the tokens themselves."""
     method, reference = TILES[name]
     tower, count = random_tower(side, seed), int(share * side * side) + 1
-    made = method.reduction.reduce(seen_of(tower), count if name != "adaptive" else side * side, 0)
+    made = method.reduction.reduce(seen_of(tower), side * side + 1 if name.startswith("adaptive") else count, 0)
     features, places = reference(tower, count)
     assert made.stands.tolist() == places
     torch.testing.assert_close(made.features, features, atol=1e-4, rtol=1e-4)

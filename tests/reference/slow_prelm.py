@@ -201,15 +201,18 @@ def slow_prumerge(tower: Tower, count: int | None = None) -> Tokens:
         return _prumerge_tokens(tower, received, _best(received, list(range(len(received))), count))
 
 
-def slow_prumerge_plus(tower: Tower, count: int) -> Tokens:
+def slow_prumerge_plus(tower: Tower, count: int | None = None) -> Tokens:
     """PruMerge+: what PruMerge keeps, and a grid on top of it, so that there are more than `count` + 1 tokens.
 
+    count: None keeps the outliers of this picture, at least one.
     Read so: `count` patches are chosen by attention, ratio = count / n, step = int(1 / ratio), and the grid is
     every max(1, int(step / 3))-th patch from 0, ending before patch n - 1. Grid patches that are not kept yet come
     behind the kept ones, ascending; they are enriched like these; the extra token is made of what neither has.
     """
     with torch.no_grad():
         received = one_head_row(tower.q[-1], tower.k[-1])
+        if count is None:
+            count = max(outlier_count(received), 1)
         kept = _best(received, list(range(len(received))), count)
         # Ambiguous: "attention order" could include the grid; it is appended, ascending, as "adds indices" says.
         grid = [patch for patch in grid_patches(len(received), count) if patch not in kept]

@@ -18,14 +18,18 @@ class GreedyPrune(Method):
     The abstract, a second-hand problem statement and a third-party version were read; layer, threshold and the meaning
     of saliency are not in them. Here: behind layer `after`, cosine with the last prompt token's state; likeness is the
     cosine of states less their mean over the image (without that, nearly all are alike). What the threshold leaves
-    open is filled up by saliency. Original positions.
+    open is filled up by saliency. Original positions. Presets are FastV's averages.
     """
 
     name: ClassVar[str] = "greedyprune"
     summary: ClassVar[str] = "like the question, unlike each other"
     paper: ClassVar[str] = "arXiv:2506.13166"
     source: ClassVar[str] = "reconstruction from the abstract and other people's code"
-    presets: ClassVar[Mapping[str, Preset]] = {"192": Preset((2,), ((166, 0),)), "128": Preset((2,), ((98, 0),))}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "192": Preset((2,), ((166, 0),)),
+        "128": Preset((2,), ((98, 0),)),
+        "64": Preset((2,), ((29, 0),)),
+    }
 
     after: int = 2
     counts: tuple[int, ...] | None = None

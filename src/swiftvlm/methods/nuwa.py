@@ -32,6 +32,9 @@ class Nuwa(TiledThenCut):
         "192": Preset((0, 16), ((336, 0), (48, 0))),
         "128": Preset((0, 16), ((224, 0), (32, 0))),
         "64": Preset((0, 16), ((112, 0), (16, 0))),
+        "next-640": Preset((0, 16), ((1162, 0), (116, 0)), visual=2880),
+        "next-320": Preset((0, 16), ((582, 0), (58, 0)), visual=2880),
+        "next-160": Preset((0, 16), ((290, 0), (29, 0)), visual=2880),
     }
     parts: ClassVar[tuple[int, int]] = (336, 48)
     score: ClassVar[TextAttention] = TextAttention("previous")

@@ -39,7 +39,8 @@ class PruMergePlus(PruMerge):
     """LLaVA-PruMerge+: as PruMerge, with a grid of patches beside the outstanding ones.
 
     The grid's step follows from how many outstanding patches there are, a third of their mean distance; as many of
-    them are taken as leave room for it within the count, and the next best where the grid leaves some.
+    them are taken as leave room for it within the count, and the next best where the grid leaves some. `adaptive`: the
+    outliers and their grid, whatever it adds, as long as the plan has room.
     """
 
     name: ClassVar[str] = "prumerge+"

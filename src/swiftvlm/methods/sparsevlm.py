@@ -14,6 +14,12 @@ from swiftvlm.stage import Drop, Measure, Merge, Positions, Stage
 AFTER = (3, 7, 16)  # the outputs of layers[2], [6] and [15]
 FIRST_AFTER = (3, 7, 16, 20)  # of the first release
 Version = Literal["1.5", "plus", "first"]
+PLUS_PRESETS: Mapping[str, Preset] = {
+    "192": Preset(AFTER, ((300, 0), (200, 0), (118, 0))),
+    "128": Preset(AFTER, ((238, 0), (108, 0), (60, 0))),
+    "96": Preset(AFTER, ((246, 0), (54, 0), (28, 0))),
+    "64": Preset(AFTER, ((66, 0), (34, 0), (20, 0))),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class SparseVLM(Method):
     - `counts`: tokens kept at each cut, before recycling. A budget counts the merged tokens, too.
     - `version`: "1.5"; "plus" (v2: no recycling, original positions; its gravity matrix and its choice of 14 heads
       are left out); "first" (the first release: four cuts, each no larger than `scale` x the rank of the raters'
-      attention + `bias`, without recycling; the planned counts are bounds).
+      attention + `bias`; the planned counts are bounds; its recycling, whose counts would follow the rank, is left out).
 
     The official tables count a layer by its *output*, so that a published "192" computes 206.5 tokens a layer: preset
     "192" is that table, `budget=192` keeps the promise of 192.
@@ -51,6 +57,11 @@ class SparseVLM(Method):
     version: Version = "1.5"
     scale: float = 13.5
     bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.version == "plus":
+            object.__setattr__(self, "presets", PLUS_PRESETS)  # frozen
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One stage a cut."""
@@ -80,12 +91,7 @@ class SparseVLMPlus(SparseVLM):
     name: ClassVar[str] = "sparsevlm+"
     summary: ClassVar[str] = "rated by the text it is about; nothing merged"
     source: ClassVar[str] = "official code, v2; no gravity matrix, all heads"
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "192": Preset(AFTER, ((300, 0), (200, 0), (118, 0))),
-        "128": Preset(AFTER, ((238, 0), (108, 0), (60, 0))),
-        "96": Preset(AFTER, ((246, 0), (54, 0), (28, 0))),
-        "64": Preset(AFTER, ((66, 0), (34, 0), (20, 0))),
-    }
+    presets: ClassVar[Mapping[str, Preset]] = PLUS_PRESETS
 
     version: Version = "plus"
 

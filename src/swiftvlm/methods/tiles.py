@@ -32,7 +32,7 @@ class Tiled(Method):
 
 @dataclass(frozen=True)
 class TiledThenCut(Tiled):
-    """The same, and one cut inside, by the last prompt token's attention to all keys.
+    """The same, and one cut inside, by attention from text.
 
     `after`: layers run before the cut, one number; None: 16 of 32 as a fraction of the depth. `counts`: tokens before
     it, and behind it; `parts`: the proportion that a budget keeps.

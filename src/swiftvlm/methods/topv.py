@@ -19,14 +19,18 @@ class TopV(Method):
     those that leave it: squared distance, distance in the grid, and a little for being far from the middle. Three
     Sinkhorn steps, each ending on columns: ended on rows, every token would be worth the same. Every `recover`-th
     token that was not chosen stays too, or fewer where they would be more than five sixths of the count (ours).
-    Original positions.
+    Original positions. Presets are FastV's averages.
     """
 
     name: ClassVar[str] = "topv"
     summary: ClassVar[str] = "optimal transport between a layer's inputs and outputs"
     paper: ClassVar[str] = "arXiv:2503.18278"
     source: ClassVar[str] = "reconstruction from the abstract and other people's code"
-    presets: ClassVar[Mapping[str, Preset]] = {"192": Preset((2,), ((166, 0),)), "128": Preset((2,), ((98, 0),))}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "192": Preset((2,), ((166, 0),)),
+        "128": Preset((2,), ((98, 0),)),
+        "64": Preset((2,), ((29, 0),)),
+    }
 
     after: int = 2
     counts: tuple[int, ...] | None = None

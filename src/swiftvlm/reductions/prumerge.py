@@ -25,8 +25,7 @@ class Outstanding:
         layer = min(seen.depth, seen.layers - 1)
         keys, query = _joined(seen.keys(layer)), _joined(seen.queries(layer))[0]
         received = torch.softmax(keys @ query / keys.shape[1] ** 0.5, dim=0)[1:][seen.patch]
-        count = min(_outliers(received), kept - 1) if self.adaptive else kept - 1
-        index = self._index(received, count)
+        index = self._index(received, kept - 1)
         if not kept:
             return Reduced(seen.embeds[:0], index)
         features, alike = seen.features.float(), cosines(keys[1:][seen.patch])
@@ -41,18 +40,26 @@ class Outstanding:
         return Reduced(seen.project(torch.cat([enriched, extra])), torch.cat([index, none]))
 
     def _index(self, received: Tensor, count: int) -> Tensor:
-        """The best `count`; or the most of them that leave room for the grid that goes with them."""
+        """The best `count`, or the outliers; or the most of them that leave room for the grid that goes with them."""
         ranked = top(received, len(received))
+        best = min(_outliers(received), count) if self.adaptive else count
         if not self.plus:
-            return ranked[: max(count, 0)]
+            return ranked[: max(best, 0)]
+        if self.adaptive and len(found := _with_grid(ranked, max(best, 1))) <= count:
+            return found
         for best in range(count, 0, -1):
-            grid = torch.arange(0, len(received) - 1, max(1, len(received) // best // 3), device=received.device)
-            kept = torch.cat([ranked[:best], grid[~torch.isin(grid, ranked[:best])]])
+            kept = _with_grid(ranked, best)
             if len(kept) <= count:
                 # What the next coarser grid leaves room for goes to the next best, so that a budget is met.
                 more = ranked[~torch.isin(ranked, kept)]
                 return torch.cat([kept, more[: count - len(kept)]])
         return ranked[: max(count, 0)]
+
+
+def _with_grid(ranked: Tensor, best: int) -> Tensor:
+    """The first `best`, and those of a grid, finer the more they are, that are not among them: (patches,)."""
+    grid = torch.arange(0, len(ranked) - 1, max(1, len(ranked) // best // 3), device=ranked.device)
+    return torch.cat([ranked[:best], grid[~torch.isin(grid, ranked[:best])]])
 
 
 def _joined(heads: Tensor) -> Tensor:

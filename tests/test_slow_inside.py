@@ -143,10 +143,17 @@ def test_ivcprune_keeps_coordinates() -> None:
 
 
 def test_quotas_by_hand() -> None:
-    """Sizes 4 2 1, 2 to share: 1.5 .5 0, one left, equal remainders: the first. 3: 2.25 .75 0: the second."""
-    assert shared_quotas([4, 2, 1], 2) == [2, 0, 0]
-    assert shared_quotas([4, 2, 1], 3) == [2, 1, 0]
-    assert shared_quotas([1, 1], 0) == [0, 0]
+    """Sizes 4 2 1, 2 to share: 1.5 .5 0, halves to even: 2 0 0. 3: 2.25 .75 0: 2 1 0.
+
+    Sizes 3 3: 1 is .5 .5, rounded 0 0: one more for the smaller sum. 3 is 1.5 1.5, rounded 2 2: one less for the
+    larger sum. Sizes 2 2 2, 2 to share: .67 each, rounded 1 1 1: one less, too.
+    """
+    assert shared_quotas([4, 2, 1], 2, [3, 2, 1]) == [2, 0, 0]
+    assert shared_quotas([4, 2, 1], 3, [3, 2, 1]) == [2, 1, 0]
+    assert shared_quotas([1, 1], 0, [1, 1]) == [0, 0]
+    assert shared_quotas([3, 3], 1, [5, 3]) == [0, 1]
+    assert shared_quotas([3, 3], 3, [5, 3]) == [1, 2]
+    assert shared_quotas([2, 2, 2], 2, [1, 3, 3]) == [1, 0, 1]
 
 
 def test_clusters_keep_small_norms() -> None:
@@ -265,7 +272,7 @@ def test_star_cut_uses_given_positions() -> None:
 
 
 def test_vitcop_cuts_and_positions() -> None:
-    """Between the cuts old positions, behind the second one new ones; later tokens choose nothing."""
+    """Between the cuts old positions, behind the second one places in front of it; later tokens choose nothing."""
     model, embeds, visual, prompt_len = example()
     slots = torch.nonzero(visual)[:, 0].tolist()
     fields = {
@@ -279,7 +286,8 @@ def test_vitcop_cuts_and_positions() -> None:
     assert [len(present) for present in result.present] == [text + 16] * 2 + [text + 9] * 2 + [text + 4] * 3
     for stage, first, last in ((0, 2, 4), (1, 4, layer_count(model))):
         present = result.present[first]
-        positions = torch.tensor(present) if stage == 0 else torch.arange(len(present))
+        places = present if stage == 0 else [result.present[2].index(slot) for slot in present]
+        positions = torch.tensor(places)
         states = result.states[stage][present]
         for layer_index in range(first, last):
             states = run_layer(model, layer_index, states, positions.float(), [True] * len(present))

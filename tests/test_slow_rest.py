@@ -93,17 +93,18 @@ UNIT = 8 * math.sqrt(math.log(2))
 
 
 def test_vitcop_by_hand() -> None:
-    """2 x 2, nobody near. [CLS] weighs patches 4 4 1 4: 2 goes. Keys 0 1 3 of the others (same in all else).
+    """2 x 2, neighbours near. [CLS] weighs patches 4 4 1 4: 2 goes. Keys 0 1 3 of the others (same in all else).
 
-    Densities 1 + 1/2 + 1/512 = 1.502, 1/2 + 1 + 1/16 = 1.5625, 1.06, distances all the largest: centres 1, then 0.
-    Patch 3 is 3 from 0 and 2 from 1. The second head's [CLS] row is even, so it changes nothing.
+    Densities 1 + 1/2 + 1/512 = 1.502, 1/2 + 1 + 1/16 = 1.5625, 1.06: 1 is densest, infinitely far from a denser one;
+    0 is 1 from it and 3 is 2: products 1.502 and 2.12. Centres 1, then 3; 0 goes with 1. The second head's [CLS] row is
+    even, so it changes nothing.
     """
     queries, keys = head([1, 4, 4, 1, 4])
     keys[0, 1:, 2] = UNIT * torch.tensor([0, 1, 9, 3])
     heads = (torch.cat([queries, torch.zeros_like(queries)]), torch.cat([keys, torch.zeros_like(keys)]))
     picture = tower([[0.0], [1], [2], [3], [4]], {22: heads}, square)
     features, places, labels = slow_tower.slow_vitcop(picture, 3, 2)
-    assert (features[:, 0].tolist(), places, labels) == ([1, 4, 16], [0, 1, 3], [0, 1, 1])
+    assert (features[:, 0].tolist(), places, labels) == ([1, 4, 16], [0, 1, 3], [0, 0, 1])
     assert slow_tower.slow_vitcop(picture, 3, 1)[2] == [0, 0, 0]
 
 
@@ -274,7 +275,7 @@ LABELS = {1: 0, 2: 0, 3: 1, 4: 0, 5: 1, 6: 0, 7: 2}
 def test_vitcop_cuts_by_hand() -> None:
     """Slots 1..7 visual, 0 8 9 text. Behind layer 0, norms as in NORMS (7 and -7 in another channel cancel).
 
-    Sizes 4 2 1, 2 kept besides the merged ones: 2 * 3/4, 2 * 1/4 and 0, the tie goes to the first: 2 and 6 stay. 1 and
+    Sizes 4 2 1, 2 kept besides the merged ones: 2 * 3/4, 2 * 1/4 and 0, halves to even: 2 and 6 stay. 1 and
     4 merge in slot 4: s4 + (s1 + s4) / 2 = 1.5 s4 + .5 s1; 3 and 5 in slot 5; 7 becomes 2 s7. Behind layer 2 keys are
     1 3 3 1 3 1.2 2: merged keys are divided by the root mean square, sqrt(1.5^2 + .5^2) = 1.58: slot 4 has
     (1.5 + .5) / 1.58 = 1.26, slot 5 (4.5 + 1.5) / 1.58 = 3.79; the doubled s7 still 2. 6 and 4 stay.

@@ -66,11 +66,11 @@ def test_the_schedule_of_tome(patches: int, target: int, layers: int, left: int)
 
 @pytest.mark.parametrize(("clusters", "labels"), [(1, [0, 0, 0, 0]), (2, [0, 0, 0, 1]), (3, [0, 0, 1, 2])])
 def test_clusters_follow_parents(clusters: int, labels: list[int]) -> None:
-    """3 x 3, limit .6 * 2 = 1.2 cells. Patches 0, 1, 2 (top row) and 8 (a corner), keys 0 1 3 0.
+    """3 x 3, limit .6 * 3 = 1.8 cells. Patches 0, 1, 2 (top row) and 8 (a corner), keys 0 1 3 0.
 
     Densities: 0 and 8 have 1 + 1 + 1/2 + 1/512 = 2.502, 1 has 1 + 1/2 + 1/2 + 1/16 = 2.06, 2 has 1.07. 0 is densest.
-    8 would have 0 as its parent, but that is in the other corner: both have the largest distance, 3. 1: parent 0,
-    distance 1. 2: of the denser only 1 is near, distance 2. Products 7.51, 2.06, 2.13, 7.51: centres 0, 8, 2.
+    8 would have 0 as its parent, but that is in the other corner: both are infinitely far from any. 1: parent 0,
+    distance 1. 2: of the denser only 1 is near, distance 2. Products inf, 2.06, 2.13, inf: centres 0, 8, 2.
     With one cluster 8 goes to the nearest centre; 2 goes with its parent 1, that with 0. Three: numbered by raster.
     """
     assert peak_labels(line(0, 1, 3, 0), [0, 1, 2, 8], 3, clusters) == labels
@@ -145,18 +145,18 @@ def test_star_averages_heads() -> None:
 
 
 def test_without_parent_the_nearest_centre_counts() -> None:
-    """Patches 0, 1, 6, 8 of 3 x 3, keys 0 1 -4 -2; only 0 and 1 are neighbours.
+    """Patches 0, 1, 6, 8 of 3 x 3, keys 0 1 -4 -3; only 0 and 1 are neighbours, and 0 is the denser of them.
 
-    Densities 1 + 1/2 + 1/16 = 1.56, 1.50, 1.0625, 1 + 1/16 + 1/16 + 1/512 = 1.13. The largest distance is 5: products
-    7.8, 1.5 (distance 1 to patch 0), 5.3, 5.6. Centres 0 and 8; 6 is 4 from the first and 2 from the second.
+    All but 1 are infinitely far from a denser one, so that the lower of them, 0 and 6, are centres; 8 is 3 from the
+    first and 1 from the second.
     """
-    assert peak_labels(line(0, 1, -4, -2), [0, 1, 6, 8], 3, 2) == [0, 0, 1, 1]
+    assert peak_labels(line(0, 1, -4, -3), [0, 1, 6, 8], 3, 2) == [0, 0, 1, 1]
 
 
 def test_equal_keys() -> None:
     """All densities equal, all distances 0: lower indices are centres; 2 goes with 0, its lowest denser neighbour.
 
-    In 2 x 2 no patch is near another (1 > .6): 2 goes to the lower of the nearest centres, 0, too.
+    In 2 x 2 neighbours are near (1 < 1.2): 2 goes with 0, too.
     """
     assert peak_labels(torch.ones(3, 2), [0, 1, 6], 6, 2) == [0, 1, 0]
     assert peak_labels(torch.ones(3, 2), [0, 1, 2], 2, 2) == [0, 1, 0]
@@ -164,11 +164,11 @@ def test_equal_keys() -> None:
 
 
 def test_near_is_at_most_six_tenths() -> None:
-    """6 x 6: 3 of 5 steps are exactly .6; one more across, sqrt(10) / 5, is too far. No wrapping."""
-    assert near_in_grid(0, 3, 6)
-    assert near_in_grid(0, 18, 6)
-    assert not near_in_grid(0, 19, 6)
-    assert not near_in_grid(5, 6, 6)
+    """5 x 5: 3 of 5 steps are exactly .6; one more across, sqrt(10) / 5, is too far. No wrapping."""
+    assert near_in_grid(0, 3, 5)
+    assert near_in_grid(0, 15, 5)
+    assert not near_in_grid(0, 16, 5)
+    assert not near_in_grid(4, 5, 5)
 
 
 @pytest.mark.parametrize("count", [1, 7, 16, 99])

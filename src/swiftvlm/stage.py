@@ -82,15 +82,16 @@ Rest = Drop | Merge | Bypass
 class Stage:
     """One place where visual tokens are chosen: `after` layers have run, layer `after + 1` sees the outcome.
 
-    `positions`: keep the original position ids, or number the survivors afresh from 0. `measure`: None where the plan's
-    count holds, else what decides within it (the plan then gives the bound). `trims`: once the prompt is through, the
-    caches of the layers before are cut to what this stage left, so that decoding sees the same tokens in all of them.
+    `positions`: keep the original position ids, number the survivors afresh from 0, or ("gapped") give them the places
+    that they had among all tokens in front of the cut. `measure`: None where the plan's count holds, else what decides
+    within it (the plan then gives the bound). `trims`: once the prompt is through, the caches of the layers before are
+    cut to what this stage left, so that decoding sees the same tokens in all of them.
     """
 
     # Layers already run, so that "after layer x" and "before layer y" are one field: x, and y - 1.
     after: int
     score: Score
     rest: Rest = Drop()
-    positions: Positions = "original"
+    positions: Positions | Literal["gapped"] = "original"
     measure: Measure | None = None
     trims: bool = False

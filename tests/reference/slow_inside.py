@@ -8,6 +8,7 @@ The rules that choose tokens are functions without an underscore, which need no 
 the row's candidates, unless they speak of slots.
 """
 
+import fractions
 import math
 from collections.abc import Callable
 
@@ -165,7 +166,8 @@ def slow_vitcop_cuts(
     """ViTCoP's second part on embeds (tokens, hidden) with visual (tokens,) bool. Scores: norms, small ones stay.
 
     shallow: visual tokens left by the first stage, merged ones included; it keeps positions.
-    deep: visual tokens left by the second stage, which gives present slots 0..n-1, text and later tokens included.
+    deep: visual tokens left by the second stage, which leaves every present slot, text and later tokens included, its
+    place among those that were present before it.
     labels: every candidate slot -> its cluster.
     """
     _check_stages(after, 2, layer_count(model))
@@ -190,9 +192,9 @@ def slow_vitcop_cuts(
                 row.states = row.states.clone()
                 for group in groups:
                     row.states[group.anchor] = group.merged
-                _keep_only(row, sorted(kept + [group.anchor for group in groups]))
                 if layer_index + 1 == after[1]:
                     _renumber(row)
+                _keep_only(row, sorted(kept + [group.anchor for group in groups]))
                 _record(result, row, norms, kept, groups)
         result.logits = read_logits(model, row.states)
         return result
@@ -398,16 +400,24 @@ def smallest(norms: dict[int, float], count: int) -> list[int]:
     return _best({slot: -norm for slot, norm in norms.items()}, count)
 
 
-def shared_quotas(sizes: list[int], quota: int) -> list[int]:
-    """Share the quota among clusters in proportion to size - 1; largest remainders get what rounding down leaves."""
+def shared_quotas(sizes: list[int], quota: int, sums: list[float]) -> list[int]:
+    """Share the quota among clusters in proportion to size - 1, rounded, halves to even; at most size - 1 each.
+
+    Too few: one more for the cluster of the smallest sum of norms (sums), then the next, as often as needed. Too many:
+    one less for the largest sum, then the next.
+    """
     total = sum(size - 1 for size in sizes)
     if total == 0:
         return [0] * len(sizes)
-    quotas = [quota * (size - 1) // total for size in sizes]
-    remainders = [quota * (size - 1) % total for size in sizes]
-    ranked = sorted(range(len(sizes)), key=lambda cluster: (-remainders[cluster], cluster))
-    for cluster in ranked[: quota - sum(quotas)]:
-        quotas[cluster] += 1
+    quotas = [round(fractions.Fraction(quota * (size - 1), total)) for size in sizes]
+    while sum(quotas) < quota:
+        for cluster in sorted(range(len(sizes)), key=lambda cluster: (sums[cluster], cluster)):
+            if sum(quotas) < quota and quotas[cluster] < sizes[cluster] - 1:
+                quotas[cluster] += 1
+    while sum(quotas) > quota:
+        for cluster in sorted(range(len(sizes)), key=lambda cluster: (-sums[cluster], cluster)):
+            if sum(quotas) > quota and quotas[cluster] > 0:
+                quotas[cluster] -= 1
     return quotas
 
 
@@ -423,7 +433,8 @@ def cluster_choice(norms: dict[int, float], labels: dict[int, int], count: int) 
     if count < len(names):
         raise ValueError(f"{len(names)} clusters do not fit into {count} tokens")
     clusters = [[slot for slot in sorted(norms) if labels[slot] == name] for name in names]
-    quotas = shared_quotas([len(cluster) for cluster in clusters], count - len(clusters))
+    sums = [sum(norms[slot] for slot in cluster) for cluster in clusters]
+    quotas = shared_quotas([len(cluster) for cluster in clusters], count - len(clusters), sums)
     kept, merging = [], []
     for cluster, quota in zip(clusters, quotas, strict=True):
         staying = smallest({slot: norms[slot] for slot in cluster}, quota)

@@ -214,10 +214,9 @@ def peak_labels(keys: Tensor, patches: list[int], side: int, clusters: int) -> l
     distances = [[float((one - other).norm()) for other in keys] for one in keys]
     densities = [sum(math.exp(-((distance / 8) ** 2)) for distance in line) for line in distances]
     parents = [peak_parent(token, distances[token], densities, patches, side) for token in tokens]
-    largest = max((max(line) for line in distances), default=0.0)
     peaks = []
     for token, parent in enumerate(parents):
-        delta = largest if parent is None else distances[token][parent]
+        delta = math.inf if parent is None else distances[token][parent]
         peaks.append(densities[token] * delta)
     centres = sorted(_best(torch.tensor(peaks, dtype=torch.float64), list(tokens), clusters))
     label_of = {centre: label for label, centre in enumerate(centres)}
@@ -244,7 +243,7 @@ def peak_parent(
 
 
 def near_in_grid(patch: int, other: int, side: int) -> bool:
-    """Whether two patches are at most .6 apart in a picture whose corners are 1 apart along an edge."""
+    """Whether two patches are at most .6 apart in a picture where a whole row of patches is 1 long."""
     rows, columns = patch // side - other // side, patch % side - other % side
-    # In whole numbers, (5 d) ** 2 <= (3 (side - 1)) ** 2, so that a distance of exactly .6 is near whatever the side.
-    return 25 * (rows**2 + columns**2) <= 9 * (side - 1) ** 2
+    # In whole numbers, (5 d) ** 2 <= (3 side) ** 2, so that a distance of exactly .6 is near whatever the side.
+    return 25 * (rows**2 + columns**2) <= 9 * side**2

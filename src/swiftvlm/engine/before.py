@@ -94,7 +94,7 @@ def shorten(
     visual = tuple(plan.cuts[0].total if plan.cuts else plan.visual for plan in plans)
     real = tuple(text + seen for text, seen in zip(prompt.text, visual, strict=True))
     step = shrink(layout, survivors, max(real), None)
-    after = cut(layout, step, real, reduction.positions == "renumbered")
+    after = cut(layout, step, real, reduction.positions)
     shift = _at_query(layout) - _at_query(after)
     origin, length = tokens.rows(origin, step.index), layout.slot.shape[1]
     choice, labels = _choice(layout, rows, embeds), tokens.rows(labels, step.index)

@@ -101,11 +101,10 @@ def _moved_behind(layout: Layout, index: Tensor, behind: Tensor) -> Tensor:
     return torch.empty_like(index).scatter_(1, places, index.gather(1, order))
 
 
-def cut(layout: Layout, step: Next, real: tuple[int, ...], renumber: bool) -> Layout:
-    """The layout behind a stage that leaves each row `real` present tokens.
-
-    Renumbering counts each row's tokens on from the position of its first one.
-    """
+def cut(layout: Layout, step: Next, real: tuple[int, ...], positions: str) -> Layout:
+    """The layout behind a stage that leaves each row `real` present tokens; `positions` as in `Stage`."""
+    if positions == "gapped":
+        layout = replace(layout, position=_counted(layout, layout.present, layout.position))
     length = step.index.shape[1]
     padding = tuple(min(length - left, old) for left, old in zip(real, layout.padding, strict=True))
     holed = any(left + pad < length for left, pad in zip(real, padding, strict=True))
@@ -113,10 +112,8 @@ def cut(layout: Layout, step: Next, real: tuple[int, ...], renumber: bool) -> La
     slot = tokens.rows(layout.slot, step.index).masked_fill(filler, -1)
     present = tokens.rows(layout.present, step.index) & ~filler
     position = tokens.rows(layout.position, step.source)
-    if renumber:
-        # From the row's own first position: behind padding, RoPE angles stay what the model was given.
-        first = layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)
-        position = torch.where(present, first + (present.cumsum(1) - 1), position)
+    if positions == "renumbered":
+        position = _counted(layout, present, position)
     return Layout(
         slot,
         position,
@@ -125,5 +122,14 @@ def cut(layout: Layout, step: Next, real: tuple[int, ...], renumber: bool) -> La
         step.where.gather(1, layout.query[:, None])[:, 0],
         padding,
         holed,
-        layout.moved or renumber,
+        layout.moved or positions != "original",
     )
+
+
+def _counted(
+    layout: Layout, present: Bool[Tensor, "batch tokens"], position: Float[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens"]:
+    """Positions with each row's present tokens counted on from that of its first one."""
+    # From the row's own first position: behind padding, RoPE angles stay what the model was given.
+    first = layout.position.masked_fill(~layout.present, torch.inf).amin(1, keepdim=True)
+    return torch.where(present, first + (present.cumsum(1) - 1), position)

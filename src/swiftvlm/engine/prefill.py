@@ -251,14 +251,14 @@ class Prefill:
     def _apply(self, number: int, stage: Stage, choice: Choice, hidden: Tensor, flat: bool) -> Tensor:
         """Open the next segment, set bypassed tokens aside, put merged states into their anchors' slots, and cut."""
         # Counts come from the plan, in Python: the new length is known without asking the device.
-        layout, renumber = self._turned(stage, choice), stage.positions == "renumbered"
+        layout = self._turned(stage, choice)
         counts = zip(self.prompt.text, self._counts(number, "kept"), self._counts(number, "merged"), strict=True)
         real = tuple(text + kept + merged for text, kept, merged in counts)
         survivors = layout.present & (~layout.candidates | choice.kept | choice.anchors)
         moved = isinstance(stage.rest, Merge) and stage.rest.place == "behind"
         step = shrink(layout, survivors, max(real), choice.anchors if moved else None)
-        self.layout = cut(layout, step, real, renumber)
-        self.segments.append(Segment.of(stage.after, self.start, self.layout, flat, renumber))
+        self.layout = cut(layout, step, real, stage.positions)
+        self.segments.append(Segment.of(stage.after, self.start, self.layout, flat, stage.positions != "original"))
         self.aside = Aside(hidden, choice, step) if isinstance(stage.rest, Bypass) else None
         # Behind `Aside`, which must keep the members as they were.
         if choice.means.shape[1]:

@@ -35,7 +35,7 @@ class SparseVLM(Method):
     - `counts`: tokens kept at each cut, before recycling. A budget counts the merged tokens, too.
     - `version`: "1.5"; "plus" (v2: no recycling, original positions; its gravity matrix and its choice of 14 heads
       are left out); "first" (the first release: four cuts, each no larger than `scale` x the rank of the raters'
-      attention + `bias`; the planned counts are bounds; its recycling, whose counts would follow the rank, is left out).
+      attention + `bias`; the planned counts are bounds; its recycling, whose counts follow the rank, is left out).
 
     The official tables count a layer by its *output*, so that a published "192" computes 206.5 tokens a layer: preset
     "192" is that table, `budget=192` keeps the promise of 192.

@@ -59,8 +59,9 @@ class ViTCoP(Method):
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """Quotas of clusters, then one cut by the size of keys."""
         first, second = self.after or at_depth(AFTER, shape.layers)
-        merge = Merge(anchors="labels", added=True)
-        return (Stage(first, Quotas(), merge), Stage(second, SmallKeys(), positions=self.positions))
+        score, merge = SmallKeys(), Merge(anchors="labels", added=True)
+        last = Stage(second, score, positions="gapped") if self.positions == "renumbered" else Stage(second, score)
+        return (Stage(first, Quotas(), merge), last)
 
     def _cuts(
         self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None

@@ -16,9 +16,9 @@ class VScan(TiledThenCut):
     """VScan (NeurIPS 2025, arXiv:2505.22654): a local and a global scan of the tower, then one cut inside the model.
 
     Follows the official code, as far as read: of the T tokens that enter the model, int(T / 2) // 16 come from each of
-    4 x 4 windows by the tower's sixth layer of 24, the others by the layer that made the features (both [CLS] attention,
-    mean over heads; no token is lost where T / 2 is no multiple of 16); all are averages. After layer 16 of 32 a third
-    of them stays, ranked as in PyramidDrop. Numbered afresh both times.
+    4 x 4 windows by the tower's sixth layer of 24, the others by the layer that made the features (both [CLS]
+    attention, mean over heads; no token is lost where T / 2 is no multiple of 16); all are averages. After layer 16 of
+    32 a third of them stays, ranked as in PyramidDrop. Numbered afresh both times.
 
     - `after`: layers run before the cut inside, one number; None: 16 of 32 as a fraction of the depth.
     - `counts`: tokens before it, and behind it.

@@ -1,13 +1,14 @@
 """ViTCoP's choices inside the model: tokens of small keys, in each cluster its share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swiftvlm.budget import shares
 from swiftvlm.scores import View
 
 
@@ -36,9 +37,28 @@ class Quotas:
         for row, keep in enumerate(view.keep):
             clustered = (view.candidates[row] & (labels[row] >= 0)).nonzero()[:, 0]
             # One of each cluster is what the others become.
-            due = shares(keep, (torch.bincount(labels[row][clustered]) - 1).tolist())
-            for label, count in enumerate(due):
+            room = torch.bincount(labels[row][clustered]) - 1
+            sizes = torch.bincount(labels[row][clustered], -small[row][clustered])
+            for label, count in enumerate(quotas(keep, room.tolist(), sizes.tolist())):
                 own = clustered[labels[row][clustered] == label]
                 best = small[row][own].sort(descending=True, stable=True).indices[:count]
                 scores[row, own[best]] = 1.0
         return scores
+
+
+def quotas(keep: int, room: Sequence[int], sizes: Sequence[float]) -> list[int]:
+    """What each cluster keeps, no more than it has room for: in proportion to that, rounded to even.
+
+    What is missing goes to the clusters of the smallest sums of norms (`sizes`), one each; what is too much is taken
+    from those of the largest.
+    """
+    total = sum(room)
+    found = [round(Fraction(keep * own, max(total, 1))) for own in room]
+    missing = min(keep, total) - sum(found)
+    step = 1 if missing > 0 else -1
+    ranked = sorted(range(len(room)), key=lambda cluster: (step * sizes[cluster], cluster))
+    while missing:
+        for cluster in ranked:
+            if missing and 0 <= found[cluster] + step <= room[cluster]:
+                found[cluster], missing = found[cluster] + step, missing - step
+    return found

@@ -10,7 +10,7 @@ from swiftvlm.stage import Positions
 from swiftvlm.tower import Reduced, Seen, top
 
 WIDTH = 8.0  # of the density's kernel, in units of keys
-NEAR = (3, 5)  # of the grid's edge, as integers: exactly .6 is near
+NEAR = (3, 5)  # of the grid's patches in a row, as integers: exactly .6 is near
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Clustered:
         keys = seen.patches(seen.keys(seen.last)).transpose(0, 1).flatten(1)[index]
         place = torch.stack([seen.patch // seen.side, seen.patch % seen.side], dim=1)[index]
         square = ((place[:, None] - place[None]) ** 2).sum(-1)
-        near = square * NEAR[1] ** 2 <= (NEAR[0] * (seen.side - 1)) ** 2
+        near = square * NEAR[1] ** 2 <= (NEAR[0] * seen.side) ** 2
         labels = clusters(keys, near, min(seen.clusters, len(index)))
         return Reduced(seen.embeds[index], index, labels=labels)
 
@@ -45,7 +45,8 @@ def clusters(keys: Float[Tensor, "k dim"], near: Bool[Tensor, "k k"], count: int
     above = (rank[None] < rank[:, None]) & near
     nearest = gap.masked_fill(~above, torch.inf).min(1)
     orphan = ~above.any(1)
-    centres = top(density * torch.where(orphan, gap.max(), nearest.values), count).sort().values
+    # The nearest denser one of an orphan is infinitely far: they come first.
+    centres = top(density * nearest.values, count).sort().values
     labels = torch.full_like(rank, -1)
     labels[centres] = torch.arange(count, device=keys.device)
     # Parents are denser than their children, so that from the densest down every parent has its label.

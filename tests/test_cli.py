@@ -133,6 +133,9 @@ def test_several_images_and_their_pictures(checkpoints, photo, tmp_path):
         (["--layers", "3,9"], "a model of 8 layers can be cut after layers 1 to 7"),
         (["--layers", "three"], "--layers are ints with commas, such as 3,11,15, got 'three'"),
         (["--layers", "3", "--method", "fastv"], "--layers '3' is for --method swiftvlm, not 'fastv'"),
+        (["--layers", "3", "--method", "swiftvlm:layers=4"], "has layers of its own; leave --layers '3' out"),
+        (["--method", "fastv:after=3:after=4"], "'fastv:after=3:after=4' gives a field more than once"),
+        (["--method", "random:seed=99999999999999999999"], "seed is an int from 0 to 2 ** 63 - 1"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_two(extra, message, checkpoints, photo, tmp_path, capsys):
@@ -146,6 +149,46 @@ def test_a_wrong_option_is_one_line_and_two(extra, message, checkpoints, photo, 
     assert message in lines[0]
     assert captured.out == ""
     assert not where.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("eval --out plot.png", "--out is a result file, such as eval.json, got 'plot.png'"),
+        ("eval --out .", "--out is a result file, such as eval.json, got '.'"),
+        ("eval --methods fastv --budgets 192,0", "a budget in tokens must be at least 1, got 0"),
+        ("eval --methods fastv --budgets nan", "a fraction in (0, 1], got nan"),
+        ("eval --methods fastv --layers 3", "--layers '3' is for swiftvlm, which is not among --methods fastv"),
+        ("eval --methods swiftvlm:layers=4 --layers 3", "has layers of its own"),
+        ("eval --methods vanilla --device cuda:99", "device 'cuda:99' is not available here"),
+        ("eval --methods vanilla --dtype int3", "--dtype is one of auto, float32, bfloat16, float16, got 'int3'"),
+        ("explain --samples 1 --tasks ref --layers 3,8,11 --budget 600", "--budget 600 prunes nothing"),
+        ("plan --all --budget 0", "a budget in tokens must be at least 1, got 0"),
+        ("plan --all --visual-tokens -3", "visual_tokens must be an int of at least 0, got -3"),
+        ("plan --all --text-tokens 0", "text_tokens must be at least 1"),
+        ("plan --method holov:alpha=1e38 --budget 192", "alpha is the weight of variety"),
+        ("plan --method sparsevlm:version=first:scale=0 --budget 192", "scale is a number of tokens"),
+    ],
+)
+def test_nonsense_measures_nothing(command, message, tmp_path, monkeypatch, capsys):
+    """One line and exit code 2 before anything is asked; no file is left."""
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_asked_twice_is_answered_once(tmp_path, monkeypatch, capsys):
+    """A budget, a method or a task that is named again counts no second time, nor does a row that is joined again."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["eval", "--limit", "1", "--tasks", "gqa,gqa", "--methods", "fastv,fastv", "--budgets", "192,192", "--json"]
+    assert main([*asked, "--out", "once.json"]) == 0
+    saved = json.loads(Path("once.json").read_text())
+    assert [row["cell"] for row in saved["rows"]] == ["fastv@192"]
+    Path("twice.json").write_text(json.dumps(saved | {"rows": saved["rows"] * 2}))
+    capsys.readouterr()
+    assert main([*asked, "--out", "joined.json", "--join", "twice.json"]) == 0
+    assert [record["samples"] for record in json.loads(capsys.readouterr().out)] == [1]
 
 
 def test_wrong_inputs_are_told_before_the_model_loads(photo, tmp_path, capsys):

@@ -254,7 +254,7 @@ def test_a_plan_by_hand_is_checked(cuts, message):
 FIELDS = {
     "merged_share 1": ({"merged_share": 1.0}, r"merged_share is a fraction in \[0, 1\) .*, got 1\.0"),
     "merged_share -0.1": ({"merged_share": -0.1}, r"merged_share is a fraction in \[0, 1\) .*, got -0\.1"),
-    "merged_share nan": ({"merged_share": float("nan")}, r"merged_share is a fraction in \[0, 1\) .*, got nan"),
+    "merged_share nan": ({"merged_share": float("nan")}, r"merged_share is a finite number, got nan"),
     "refine": ({"refine": -1}, r"refine counts k-means steps and cannot be negative, got -1"),
     "no layers": ({"layers": ()}, r"layers must name at least one layer, got \(\)"),
 }

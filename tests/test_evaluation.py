@@ -217,6 +217,16 @@ def stripped(path) -> list:
     return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
 
 
+@pytest.mark.parametrize("line", ["not json", "null", '[{"cell": "fastv"}]', '{"no": "cells"}'])
+def test_a_damaged_file_is_named(line, tmp_path):
+    """What was in the middle of it is not guessed."""
+    path, part = tmp_path / "out.json", tmp_path / "out.json.part"
+    Journal(path, HEADER).add(ROWS[:2])
+    part.write_text(part.read_text() + line + "\n")
+    with pytest.raises(SwiftVLMError, match=r"out\.json\.part is damaged \(.*\); mend it, or give another --out"):
+        Journal(path, HEADER)
+
+
 def test_the_oracle_is_a_method_without_a_budget(untrained, tmp_path):
     """Every sample keeps the patches of its own picture, whatever the batch; one cell for all budgets."""
     out = tmp_path / "oracle.json"

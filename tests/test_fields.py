@@ -3,8 +3,9 @@
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import pytest
 
 import swiftvlm
@@ -14,6 +15,7 @@ from swiftvlm.methods import METHODS
 from swiftvlm.methods.base import Method
 from swiftvlm.methods.fields import kinds_of
 from swiftvlm.methods.pdrop import PDrop
+from swiftvlm.methods.sparsevlm import SparseVLM
 from swiftvlm.methods.vitcop import ViTCoP
 
 EVERY = [(name, field) for name, method in METHODS.items() for field in kinds_of(method)]
@@ -34,7 +36,7 @@ def test_nothing_but_its_kind(name, field, wrong):
         ({"layers": (3, 5.5)}, r"layers is a tuple of ints or None, got \(3, 5.5\)"),
         ({"rope": 1}, r"rope is True or False, got 1"),
         ({"refine": True}, r"refine is an int, got True"),
-        ({"taper": "steep"}, r"taper is a number, got 'steep'"),
+        ({"taper": "steep"}, r"taper is a finite number, got 'steep'"),
         ({"anchors": "stride"}, r"anchors is one of \('strided', 'top', 'grid'\), got 'stride'"),
         ({"merged_position": "centre"}, r"merged_position is one of \('anchor', 'mean'\), got 'centre'"),
         ({"positions": "renumber"}, r"positions is one of \('original', 'renumbered'\), got 'renumber'"),
@@ -48,6 +50,17 @@ def test_what_is_said(fields, message):
     """A misspelt choice would silently be another method, an int for a tuple would fail far away."""
     with pytest.raises(MethodError, match=message):
         SwiftVLM(**fields)
+
+
+def test_numbers_of_numpy_are_plain_ones():
+    """As from a grid of settings; not NaN or infinity, which no field takes."""
+    numbers: Any = (np.int64(3), np.int32(5))
+    method = SwiftVLM(layers=numbers, taper=cast(Any, np.float32(0.5)), refine=cast(Any, np.int64(2)))
+    assert method == SwiftVLM(layers=(3, 5), taper=0.5, refine=2)
+    assert [type(value) for value in (*(method.layers or ()), method.taper, method.refine)] == [int, int, float, int]
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(MethodError, match=rf"scale is a finite number, got {wrong}"):
+            SparseVLM(version="first", scale=wrong)
 
 
 def test_a_list_is_the_tuple_it_stands_for():
@@ -77,7 +90,7 @@ def test_kinds_of_a_users_own():
             return ()
 
     assert Mine(grid=(4, "columns"), table={"a": 1}, share=1).grid == (4, "columns")
-    with pytest.raises(MethodError, match=r"share is a number, got None"):
+    with pytest.raises(MethodError, match=r"share is a finite number, got None"):
         Mine(**{"share": None})
 
 

@@ -1,5 +1,6 @@
 """What the measuring commands share: the model, the questions, the result file."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,19 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal, Row
 from swiftvlm.evaluation.tasks import Sample, Task, check_task, embedded_task
-from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.inputs.checkpoint import load_checkpoint, placed
 from swiftvlm.mini import load_mini
 from swiftvlm.mini.anyres import load_mini_anyres
 
 
 def check_out(out: Path) -> None:
-    """Raise `SwiftVLMError` if there is no folder for a result file."""
+    """Raise `SwiftVLMError` if a result file cannot be written there, or if its figure would be in its place."""
+    if not out.name or out.suffix == ".png":
+        raise SwiftVLMError(f"--out is a result file, such as eval.json, got {str(out)!r}")
     if not out.parent.is_dir():
         raise SwiftVLMError(f"--out {out}: there is no folder {out.parent}; make it, or give another --out")
+    if not os.access(out.parent, os.W_OK):
+        raise SwiftVLMError(f"--out {out}: nothing can be written to {out.parent.absolute()}; give another --out")
 
 
 def check_form(anyres: bool, name: str | None) -> None:
@@ -32,12 +37,13 @@ def open_model(
     """The embedded model, if asked for as a LLaVA-NeXT, or a checkpoint by folder or hub id, with its processor."""
     if name is not None:
         return load_checkpoint(name, dtype, device)
-    return load_mini_anyres() if anyres else load_mini()
+    model, processor = load_mini_anyres() if anyres else load_mini()
+    return placed(model, dtype, device), processor
 
 
 def asked_tasks(names: str, count: int, source: str = "test") -> list[Task]:
     """The embedded model's tasks by name, with commas."""
-    asked = [name.strip() for name in names.split(",")]
+    asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in asked:
         check_task(name, count, source)
     return [embedded_task(name, count, source) for name in asked]

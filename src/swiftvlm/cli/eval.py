@@ -9,6 +9,7 @@ import transformers
 import typer
 from rich.console import Console
 
+from swiftvlm.budget import target_average
 from swiftvlm.cli.common import asked_tasks, check_form, check_out, open_model, samples_of
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
@@ -111,6 +112,10 @@ def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Ce
     """Every method at every budget; those with counts once; vanilla and the oracle, which have none, once and first."""
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     limits = [read_budget(text.strip()) for text in budgets.split(",")]
+    for limit in limits:
+        target_average(limit, 1)  # wrong whatever the picture
+    if layers is not None and SwiftVLM.name not in [name.split(":")[0] for name in names]:
+        raise SwiftVLMError(f"--layers {layers!r} is for {SwiftVLM.name}, which is not among --methods {methods}")
     cells = [Cell(name, read_method("vanilla"), None) for name in WITHOUT_BUDGET if name in names]
     for name in names:
         if name not in WITHOUT_BUDGET:
@@ -120,7 +125,7 @@ def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Ce
             cells += (
                 [Cell(name, chosen, None)] if fixed else [Cell(f"{name}@{limit}", chosen, limit) for limit in limits]
             )
-    return cells
+    return list({cell.label: cell for cell in cells}.values())
 
 
 def header(model: Any, tasks: list[Task], kind: str) -> dict[str, Any]:

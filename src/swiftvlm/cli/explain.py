@@ -55,6 +55,8 @@ def explain(
     named = {name.strip(): read_method(name.strip()) for name in methods.split(",")}
     loaded, processor = open_model(model, dtype, device)
     runner = Explaining(loaded, processor, _waiting(method, ModelShape.of(loaded)), limit)
+    if not runner.swift.plan(runner.shape, pool.VISUAL, 16, limit).cuts:
+        raise SwiftVLMError(f"--budget {budget} prunes nothing: a picture has {pool.VISUAL} visual tokens")
     able = _able(named | ({"swiftvlm": method} if "swiftvlm" in named else {}), runner, other)
     depths = [stage.after for stage in method.stages(runner.shape)]
     about = header(runner.model, wanted, "explain") | {"budget": limit, "after": depths}

@@ -56,10 +56,15 @@ def read_method(text: str, seed: int = 0, layers: str | None = None) -> Method:
     """
     name, *settings = text.split(":")
     known = find_method(name)
-    values = dict(_setting(part, known) for part in settings)
+    given = [_setting(part, known) for part in settings]
+    values = dict(given)
+    if len(values) < len(given):
+        raise SwiftVLMError(f"{text!r} gives a field more than once")
     if layers is not None:
         if name.split(":")[0] != SwiftVLM.name:
             raise SwiftVLMError(f"--layers {layers!r} is for --method {SwiftVLM.name}, not {name!r}")
+        if "layers" in values:
+            raise SwiftVLMError(f"{text!r} has layers of its own; leave --layers {layers!r} out")
         try:
             values["layers"] = tuple(int(layer) for layer in layers.split(","))
         except ValueError:

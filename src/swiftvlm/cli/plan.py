@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 import swiftvlm
+from swiftvlm.budget import target_average
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method, read_shape
-from swiftvlm.errors import BudgetError, SwiftVLMError
+from swiftvlm.errors import BudgetError, MethodError, SwiftVLMError
 from swiftvlm.flops import exact_total, paper_total
 from swiftvlm.methods import METHODS
 from swiftvlm.methods.vanilla import Vanilla
@@ -53,11 +54,14 @@ def plan(
 def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int, text_tokens: int, json: bool) -> None:
     """Every method at a budget, or why it cannot meet it; vanilla, which has none, to compare with."""
     rows = []
+    swiftvlm.plan(Vanilla(), None, shape, visual_tokens, text_tokens)
+    if budget is not None:
+        target_average(budget, visual_tokens)
     for name, kind in METHODS.items():
         try:
             limit = None if name == Vanilla.name else budget
             made = swiftvlm.plan(kind(), limit, shape, visual_tokens, text_tokens)
-        except BudgetError as error:
+        except (BudgetError, MethodError) as error:
             rows.append({"method": name, "error": str(error)})
         else:
             rows.append(describe(made, shape, name))

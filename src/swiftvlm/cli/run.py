@@ -16,7 +16,7 @@ from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_meth
 from swiftvlm.cli.report import facts_of, progress, show, write_picture
 from swiftvlm.cli.saving import Writer, check_folder, save_all
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.inputs.checkpoint import load_checkpoint, placed
 from swiftvlm.inputs.images import open_image, pad_to_square
 from swiftvlm.inputs.prompts import System, build_prompt, check_question
 from swiftvlm.mini import load_mini
@@ -97,7 +97,8 @@ def run(
 def _load(name: str | None, dtype: str, device: str) -> tuple[Any, Any]:
     if name is None:
         typer.echo(f"swiftvlm: note: {ONLY_SCENES}", err=True)
-        return load_mini()
+        model, processor = load_mini()
+        return placed(model, dtype, device), processor
     with progress(f"loading {name}"):
         return load_checkpoint(name, dtype, device)
 

@@ -79,11 +79,14 @@ class Journal:
         if not self.borrowed:
             with self.part.open("r+b") as file:
                 file.truncate(len(whole))
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if lines:
-            self._check(lines[0], self.part)
         known = {(row["cell"], row["key"]) for row in self._finished()}
-        return [row for row in self._batches(lines[1:]) if (row["cell"], row["key"]) not in known]
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+            if lines:
+                self._check(lines[0], self.part)
+            return [row for row in self._batches(lines[1:]) if (row["cell"], row["key"]) not in known]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SwiftVLMError(f"{self.part} is damaged ({error}); mend it, or give another --out") from None
 
     def _batches(self, lines: list[Any]) -> Iterator[Row]:
         """Rows of the lines behind the header; what stands for a cell's name is noted on the way."""
@@ -115,9 +118,9 @@ class Journal:
             SwiftVLMError: a cell's name stands for another method there.
         """
         self.claim(other.cells)
-        fresh = [row for row in other.rows if (row["cell"], row["key"]) not in self.done]
-        if fresh:
-            self.add(fresh)
+        fresh = {(row["cell"], row["key"]): row for row in other.rows}
+        if missing := [row for key, row in fresh.items() if key not in self.done]:
+            self.add(missing)
 
     def finish(self, summary: list[Row]) -> None:
         """One JSON of header, summary and rows; the unfinished file goes."""

@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.families import find_family
 
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class CheckpointError(SwiftVLMError, ValueError):
     """Not a checkpoint of a model that can be pruned."""
@@ -44,6 +46,16 @@ def load_checkpoint(name: str, dtype: str = "auto", device: str = "auto") -> tup
         ) from None
     loaded: Any = model
     return loaded.to(place).eval(), processor
+
+
+def placed(model: Any, dtype: str, device: str) -> Any:
+    """A model that is there already, moved where and to what is asked for; "auto" leaves it as it is.
+
+    Raises `CheckpointError` for a device or type that there is not.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"--dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
+    return model.to(model.device if device == "auto" else _device(device), DTYPES[dtype] or model.dtype)
 
 
 def _device(name: str) -> torch.device:

@@ -34,8 +34,8 @@ class CDPruner(Tiled):
             return ""
         return (
             f"{self.name} weighs patches by the question, which takes a CLIP text tower: pass "
-            "CDPruner(relevance=swiftvlm.relevance.ClipRelevance(clip_model, clip_tokenizer, tokenizer)), or a "
-            "function of your own; 'divprune' needs none"
+            "CDPruner(relevance=ClipRelevance(clip_model, clip_tokenizer, tokenizer)) with "
+            "`from swiftvlm.relevance import ClipRelevance`, or a function of your own; 'divprune' needs none"
         )
 
     @property

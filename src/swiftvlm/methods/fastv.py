@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset
 from swiftvlm.scores import Random, TextAttention, Uniform
 from swiftvlm.shape import ModelShape
@@ -52,6 +53,11 @@ class RandomTokens(FastV):
     source: ClassVar[str] = "baseline"
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**63:
+            raise MethodError(f"seed is an int from 0 to 2 ** 63 - 1, got {self.seed}")
 
     def score(self) -> Score:
         """Random numbers."""

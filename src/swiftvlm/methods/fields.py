@@ -3,6 +3,7 @@
 Python enforces none: a wrong value would fail far from where it was given, or silently be another method.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
@@ -12,10 +13,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from swiftvlm.errors import MethodError
 
 # How a plain kind is said, and what is of it: bool is an int to Python, not to a user.
-PLAIN: dict[Any, tuple[str, Callable[[object], bool]]] = {
+PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda value: isinstance(value, bool)),
-    int: ("an int", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
-    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    int: ("an int", lambda value: type(value) is int),
+    float: ("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value)),
     str: ("a word", lambda value: isinstance(value, str)),
     Callable: ("a function", callable),
     NoneType: ("None", lambda value: value is None),
@@ -32,14 +33,23 @@ def kinds_of(method: type) -> dict[str, Any]:
 
 
 def check_fields(method: object) -> None:
-    """Check every field against its annotation; a list becomes the tuple it stands for. Raises `MethodError`."""
+    """Check every field against its annotation; lists and numpy's numbers become plain ones. Raises `MethodError`."""
     for name, kind in kinds_of(type(method)).items():
         value = vars(method)[name]
-        if isinstance(value, list):
-            value = tuple(value)
-            object.__setattr__(method, name, value)  # the fields are frozen
-        if not fits(value, kind):
+        if fits(value, kind):
+            continue
+        if not fits(plain(value), kind):
             raise MethodError(f"{name} is {said(kind)}, got {value!r}")
+        object.__setattr__(method, name, plain(value))  # the fields are frozen
+
+
+def plain(value: object) -> object:
+    """A list as a tuple, and any number as Python's own."""
+    if isinstance(value, list | tuple):
+        return tuple(plain(one) for one in value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def fits(value: object, kind: Any) -> bool:

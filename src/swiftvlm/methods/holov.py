@@ -8,6 +8,8 @@ from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.holov import Shared
 from swiftvlm.stage import Reduction
 
+MOST = 1e6  # of `alpha`: what attention says would be lost in rounding
+
 
 @dataclass(frozen=True)
 class HoloV(Tiled):
@@ -31,6 +33,8 @@ class HoloV(Tiled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0.0 <= self.alpha <= MOST:
+            raise MethodError(f"alpha is the weight of variety, in [0, {MOST:g}], got {self.alpha}")
         if self.crops < 1:
             raise MethodError(f"crops is a number of stretches of at least 1, got {self.crops}")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from swiftvlm.budget import Budget, Slot, refuse, target_average
+from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut, Plan
 from swiftvlm.ratings.raters import RankOfAttention, Raters
@@ -60,6 +61,8 @@ class SparseVLM(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.scale <= 0:
+            raise MethodError(f"scale is a number of tokens for each rank, more than 0, got {self.scale}")
         if self.version == "plus":
             object.__setattr__(self, "presets", PLUS_PRESETS)  # frozen
 

@@ -24,7 +24,7 @@ class ViTCoP(Method):
     Follows the official code, as far as read: the patches that [CLS] looks at (sum over heads) stay and are put in
     clusters by the density of their keys; behind layer 2 of 32 every cluster keeps its share of tokens, those of the
     smallest keys (L2 norm of the mean over heads), and the others become one, the middle one plus the mean of all;
-    behind layer 22 the smallest keys of all stay, a fifth. Positions are numbered afresh in front and at the end.
+    behind layer 22 the smallest keys of all stay, a fifth, numbered by their places among all in front of that cut.
 
     - `after`: layers run before the two cuts inside; None: 2 and 22 of 32 as fractions of the depth.
     - `counts`: (k1, 0, k2, Z2, k3), Z2 of them clusters. A budget keeps to the line that the published settings lie

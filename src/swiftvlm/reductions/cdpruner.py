@@ -26,7 +26,9 @@ class Determinantal:
         """Raster order. Raises `MethodError` for relevances of another shape."""
         if self.relevance is None:
             raise MethodError("cdpruner has no relevance to weigh patches with")
-        given = self.relevance(seen).float().to(seen.embeds.device)
+        given = torch.as_tensor(self.relevance(seen)).float().to(seen.embeds.device)
+        if not bool(given.isfinite().all()):
+            raise MethodError("a relevance is finite, got NaN or infinity")
         if given.shape != seen.patch.shape:
             raise MethodError(f"a relevance is one number a patch, ({len(seen.patch)},), got {tuple(given.shape)}")
         spread = given.max() - given.min()

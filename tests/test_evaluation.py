@@ -217,6 +217,18 @@ def stripped(path) -> list:
     return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
 
 
+def test_two_processes_on_one_file_lose_nothing(tmp_path):
+    """Whoever finishes last keeps what the other has finished, and what it has not."""
+    path = tmp_path / "out.json"
+    mine, theirs = Journal(path, HEADER), Journal(path, HEADER)
+    mine.add(ROWS[:1])
+    theirs.add(ROWS[1:2])
+    mine.finish([])
+    theirs.add(ROWS[2:])
+    theirs.finish([])
+    assert {row["key"] for row in Journal(path, HEADER).rows} == {"0", "1", "2", "3"}
+
+
 @pytest.mark.parametrize("line", ["not json", "null", '[{"cell": "fastv"}]', '{"no": "cells"}'])
 def test_a_damaged_file_is_named(line, tmp_path):
     """What was in the middle of it is not guessed."""

@@ -162,7 +162,7 @@ def scale(table: Sequence[tuple[int, int]], slots: Sequence[Slot], published: in
 
 def pick_preset(presets: Mapping[str, object], name: str, method: str) -> str:
     """Check a preset's name. Raises `BudgetError` listing the known ones."""
-    if name not in presets:
+    if not isinstance(name, str) or name not in presets:
         known = ", ".join(presets) or "none"
         raise BudgetError(f"{method} has no preset {name!r}; it has: {known}")
     return name

@@ -42,7 +42,7 @@ class Plan:
         if any(a >= b for a, b in pairwise(depths[1:])) or depths[1] < 0:
             raise BudgetError(f"cuts must act at increasing depths below {self.layers} layers, got {depths[1:-1]}")
         for cut in self.cuts:
-            if not 0 <= cut.kept + cut.merged <= self.visual or cut.kept < min(1, self.visual):
+            if cut.merged < 0 or cut.kept + cut.merged > self.visual or cut.kept < min(1, self.visual):
                 raise BudgetError(
                     f"the stage after layer {cut.after} keeps {cut.kept} + {cut.merged} merged of {self.visual} "
                     "visual tokens: keep at least 1, and no more than there are"

@@ -123,7 +123,13 @@ class Journal:
             self.add(missing)
 
     def finish(self, summary: list[Row]) -> None:
-        """One JSON of header, summary and rows; the unfinished file goes."""
+        """One JSON of header, summary and rows; the unfinished file goes.
+
+        What another process wrote to the same file meanwhile is kept; only the summary does not count it.
+        """
+        on_disk = Journal(self.path, self.header, self.must, borrowed=True)
+        self.rows += [row for row in on_disk.rows if (row["cell"], row["key"]) not in self.done]
+        self.cells = on_disk.cells | self.cells
         head = self.header | {"cells": self.cells}
         # Without spaces: they would be a tenth of a file of many answers.
         text = json.dumps({"header": head, "summary": summary, "rows": self.rows}, separators=(",", ":"))

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from math import inf
 from types import MappingProxyType
 
 from swiftvlm.budget import Budget
@@ -110,8 +111,10 @@ def plan(
     `budget`: int = visual tokens averaged over the layers at layer input, float in (0, 1] = a fraction, None = the
     method's first published preset. Raises `BudgetError` or `MethodError`.
     """
+    if not isinstance(shape, ModelShape):
+        raise MethodError(f"shape is a ModelShape, such as swiftvlm.ModelShape(layers=24), got {shape!r}")
     if isinstance(visual_tokens, bool) or not isinstance(visual_tokens, int) or visual_tokens < 0:
         raise BudgetError(f"visual_tokens must be an int of at least 0, got {visual_tokens!r}")
-    if text_tokens < 1:
-        raise BudgetError(f"text_tokens must be at least 1 (the last prompt token asks), got {text_tokens}")
+    if not isinstance(text_tokens, int | float) or not 1 <= text_tokens < inf:
+        raise BudgetError(f"text_tokens must be at least 1 (the last prompt token asks), got {text_tokens!r}")
     return find_method(method).plan(shape, visual_tokens, text_tokens, budget, preset)

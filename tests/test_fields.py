@@ -70,6 +70,13 @@ def test_a_list_is_the_tuple_it_stands_for():
     assert hash(SwiftVLM(layers=given)) == hash(SwiftVLM(layers=(3, 5, 6)))
 
 
+def test_a_version_has_presets_of_its_own():
+    """SparseVLM's v2 by either name; its last count differs from v1.5's."""
+    cuts = swiftvlm.plan(SparseVLM(version="plus"), None, ModelShape(), 576, preset="192").cuts
+    assert [cut.kept for cut in cuts] == [300, 200, 118]
+    assert cuts == swiftvlm.plan("sparsevlm+", None, ModelShape(), 576, preset="192").cuts
+
+
 def test_no_layers_is_not_the_default():
     """An empty tuple asks for nothing, which is not what None asks for."""
     with pytest.raises(MethodError, match=r"after must name at least one layer, got \(\)"):

@@ -59,6 +59,10 @@ class Method(ABC):
         """What happens before the language model, if anything; the plan's first cut then acts after 0 layers."""
         return None
 
+    def settings(self) -> Mapping[str, Preset]:
+        """What a preset's name means for these fields."""
+        return self.presets
+
     def missing(self) -> str:
         """What running needs and planning does not, and how to give it; empty where nothing is missing."""
         return ""
@@ -80,7 +84,7 @@ class Method(ABC):
         if self.counts is not None:
             self.split(self.counts, slots)
         if preset is not None:
-            pick_preset(self.presets, preset, self.name)
+            pick_preset(self.settings(), preset, self.name)
         if budget is not None:
             target_average(budget, visual)
         # A text-only row has nothing to cut, but a wrong budget is told for it too.
@@ -91,9 +95,10 @@ class Method(ABC):
     ) -> tuple[Cut, ...]:
         if self.counts is not None:
             return scale(self.split(self.counts, slots), slots, visual, visual)
-        name = next(iter(self.presets), None) if budget is None and preset is None else preset
+        known = self.settings()
+        name = next(iter(known), None) if budget is None and preset is None else preset
         if name is not None:
-            table = self.presets[name]
+            table = known[name]
             if table.fits(shape, slots):
                 return scale(table.cuts, slots, table.visual, visual)
             # At other depths a table would mean another average, so its average is what is kept.

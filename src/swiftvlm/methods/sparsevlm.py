@@ -63,8 +63,10 @@ class SparseVLM(Method):
         super().__post_init__()
         if self.scale <= 0:
             raise MethodError(f"scale is a number of tokens for each rank, more than 0, got {self.scale}")
-        if self.version == "plus":
-            object.__setattr__(self, "presets", PLUS_PRESETS)  # frozen
+
+    def settings(self) -> Mapping[str, Preset]:
+        """Those of the version."""
+        return PLUS_PRESETS if self.version == "plus" else self.presets
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One stage a cut."""

@@ -22,6 +22,7 @@ from swiftvlm.evaluation.tables import table
 from swiftvlm.evaluation.tasks import Task
 from swiftvlm.figures.accuracy import draw_accuracy
 from swiftvlm.methods import SwiftVLM
+from swiftvlm.methods.base import Method
 from swiftvlm.mini import pool
 
 WIDEST = 1000
@@ -111,21 +112,28 @@ def _limit(limit: int | None, quick: bool) -> int:
 def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Cell]:
     """Every method at every budget; those with counts once; vanilla and the oracle, which have none, once and first."""
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
-    limits = [read_budget(text.strip()) for text in budgets.split(",")]
-    for limit in limits:
-        target_average(limit, 1)  # wrong whatever the picture
+    limits = _limits(budgets)
     if layers is not None and SwiftVLM.name not in [name.split(":")[0] for name in names]:
         raise SwiftVLMError(f"--layers {layers!r} is for {SwiftVLM.name}, which is not among --methods {methods}")
     cells = [Cell(name, read_method("vanilla"), None) for name in WITHOUT_BUDGET if name in names]
     for name in names:
         if name not in WITHOUT_BUDGET:
             chosen = read_method(name, seed, layers if name.split(":")[0] == SwiftVLM.name else None)
-            # Counts of its own are a budget of its own.
-            fixed = chosen.counts is not None
-            cells += (
-                [Cell(name, chosen, None)] if fixed else [Cell(f"{name}@{limit}", chosen, limit) for limit in limits]
-            )
+            cells += _at(limits, name, chosen)
     return list({cell.label: cell for cell in cells}.values())
+
+
+def _at(limits: list[int | float | None], name: str, method: Method) -> list[Cell]:
+    if method.counts is not None:  # a budget of its own
+        return [Cell(name, method, None)]
+    return [Cell(f"{name}@{limit}", method, limit) for limit in limits]
+
+
+def _limits(budgets: str) -> list[int | float | None]:
+    limits = [read_budget(text.strip()) for text in budgets.split(",")]
+    for limit in limits:
+        target_average(limit, 1)  # wrong whatever the picture
+    return limits
 
 
 def header(model: Any, tasks: list[Task], kind: str) -> dict[str, Any]:

@@ -52,19 +52,7 @@ def plan(
 
 
 def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int, text_tokens: int, json: bool) -> None:
-    """Every method at a budget, or why it cannot meet it; vanilla, which has none, to compare with."""
-    rows = []
-    swiftvlm.plan(Vanilla(), None, shape, visual_tokens, text_tokens)
-    if budget is not None:
-        target_average(budget, visual_tokens)
-    for name, kind in METHODS.items():
-        try:
-            limit = None if name == Vanilla.name else budget
-            made = swiftvlm.plan(kind(), limit, shape, visual_tokens, text_tokens)
-        except (BudgetError, MethodError) as error:
-            rows.append({"method": name, "error": str(error)})
-        else:
-            rows.append(describe(made, shape, name))
+    rows = _all(shape, budget, visual_tokens, text_tokens)
     if json:
         print_json(rows)
         return
@@ -83,6 +71,23 @@ def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int,
     for row in rows:
         if "error" in row:
             console.print(f"{row['method']}: {row['error']}", soft_wrap=True)
+
+
+def _all(shape: ModelShape, budget: int | float | None, visual_tokens: int, text_tokens: int) -> list[dict[str, Any]]:
+    """Every method at a budget, or why it cannot meet it; vanilla, which has none, to compare with."""
+    rows = []
+    swiftvlm.plan(Vanilla(), None, shape, visual_tokens, text_tokens)
+    if budget is not None:
+        target_average(budget, visual_tokens)
+    for name, kind in METHODS.items():
+        try:
+            limit = None if name == Vanilla.name else budget
+            made = swiftvlm.plan(kind(), limit, shape, visual_tokens, text_tokens)
+        except (BudgetError, MethodError) as error:
+            rows.append({"method": name, "error": str(error)})
+        else:
+            rows.append(describe(made, shape, name))
+    return rows
 
 
 def _line(row: dict[str, Any]) -> list[str]:

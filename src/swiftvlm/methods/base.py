@@ -95,18 +95,24 @@ class Method(ABC):
     ) -> tuple[Cut, ...]:
         if self.counts is not None:
             return scale(self.split(self.counts, slots), slots, visual, visual)
+        if budget is not None:
+            average = target_average(budget, visual)
+            return () if average is None else self._solve(slots, shape.layers, visual, average)
         known = self.settings()
-        name = next(iter(known), None) if budget is None and preset is None else preset
-        if name is not None:
-            table = known[name]
-            if table.fits(shape, slots):
-                return scale(table.cuts, slots, table.visual, visual)
-            # At other depths a table would mean another average, so its average is what is kept.
-            budget = table.fraction()
-        if budget is None and slots:
+        name = next(iter(known), None) if preset is None else preset
+        if name is None and slots:
             raise BudgetError(f"{self.name} has no presets: give it a budget, or counts")
-        average = None if budget is None else target_average(budget, visual)
-        return () if average is None else solve(slots, shape.layers, visual, average, self.taper)
+        if name is None:
+            return ()
+        table = known[name]
+        if table.fits(shape, slots):
+            return scale(table.cuts, slots, table.visual, visual)
+        # At other depths a table would mean another average, so its average is what is kept.
+        return solve(slots, shape.layers, visual, table.fraction() * visual, self.taper)
+
+    def _solve(self, slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
+        """The counts of an average; methods with a structure of their own keep to it here."""
+        return solve(slots, layers, visual, average, self.taper)
 
     def split(self, counts: tuple[int, ...], slots: Sequence[Slot]) -> list[tuple[int, int]]:
         """Read the flat `counts` (k1, Z1, k2, Z2, ..., k_last) as (kept, merged) pairs. Raises `BudgetError`.
@@ -140,12 +146,9 @@ def at_depth(layers: tuple[int, ...], depth: int, published: int = 32) -> tuple[
 
 
 def proportional(
-    parts: Sequence[int], slots: Sequence[Slot], layers: int, visual: int, budget: int | float
+    parts: Sequence[int], slots: Sequence[Slot], layers: int, visual: int, average: float
 ) -> tuple[Cut, ...]:
-    """Counts in fixed proportions, the most that a budget allows; none merge. Raises `BudgetError` out of reach."""
-    average = target_average(budget, visual)
-    if average is None:
-        return ()
+    """Counts in fixed proportions, the most that an average allows; none merge. Raises `BudgetError` out of reach."""
 
     def cuts(size: int) -> tuple[Cut, ...]:
         # Behind the first cut no more can be left than it kept.

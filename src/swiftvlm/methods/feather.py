@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from swiftvlm.budget import Budget, Slot, furthest, target_average
+from swiftvlm.budget import Slot, furthest
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut
@@ -57,14 +57,7 @@ class Feather(Method):
         scores: list[Score] = [Covered(score, self.stride), *[score] * (len(depths) - 1)]
         return tuple(Stage(after, one) for after, one in zip(depths, scores, strict=True))
 
-    def _cuts(
-        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
-    ) -> tuple[Cut, ...]:
-        if budget is None:
-            return super()._cuts(slots, shape, visual, budget, preset)
-        average = target_average(budget, visual)
-        if average is None:
-            return ()
+    def _solve(self, slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
         # No other count belongs to a ratio whatever the picture shows: best tokens may stand on the grid.
         grid = visual / self.stride**2
 
@@ -75,4 +68,4 @@ class Feather(Method):
                 counts.append(max(int(counts[-1] * ratio**2 + 1e-9), 1))
             return tuple(Cut(slot.after, count) for slot, count in zip(slots, counts, strict=True))
 
-        return furthest(range(1, visual + 1), cuts, slots, shape.layers, visual, average)
+        return furthest(range(1, visual + 1), cuts, slots, layers, visual, average)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from swiftvlm.budget import Budget, Slot, refuse, target_average
+from swiftvlm.budget import Budget, Slot, refuse
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut, Plan
@@ -80,13 +80,15 @@ class SparseVLM(Method):
     def _cuts(
         self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
     ) -> tuple[Cut, ...]:
-        cuts = super()._cuts
-        if self.version != "1.5":
-            return cuts(slots, shape, visual, budget, preset)
-        average = None if budget is None else target_average(budget, visual)
-        if budget is not None:
-            return () if average is None else _solved(slots, shape.layers, visual, average)
-        return _recycled(slots, [cut.kept for cut in cuts(slots, shape, visual, None, preset)], visual)
+        cuts = super()._cuts(slots, shape, visual, budget, preset)
+        # A table says how many are kept, which says how many are recycled.
+        recycles = self.version == "1.5" and budget is None
+        return _recycled(slots, [cut.kept for cut in cuts], visual) if recycles else cuts
+
+    def _solve(self, slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
+        if self.version == "1.5":
+            return _solved(slots, layers, visual, average)
+        return super()._solve(slots, layers, visual, average)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from swiftvlm.budget import Budget, Slot
+from swiftvlm.budget import Slot
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, at_depth, proportional
 from swiftvlm.plans import Cut
@@ -53,9 +53,5 @@ class TiledThenCut(Tiled):
         (after,) = self.after or at_depth((16,), shape.layers)
         return (Stage(after, self.score, positions=self.positions),)
 
-    def _cuts(
-        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
-    ) -> tuple[Cut, ...]:
-        if budget is None:
-            return super()._cuts(slots, shape, visual, budget, preset)
-        return proportional(self.parts, slots, shape.layers, visual, budget)
+    def _solve(self, slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
+        return proportional(self.parts, slots, layers, visual, average)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from swiftvlm.budget import Budget, Slot, furthest, target_average
+from swiftvlm.budget import Slot, furthest
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut
@@ -63,17 +63,10 @@ class ViTCoP(Method):
         last = Stage(second, score, positions="gapped") if self.positions == "renumbered" else Stage(second, score)
         return (Stage(first, Quotas(), merge), last)
 
-    def _cuts(
-        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
-    ) -> tuple[Cut, ...]:
-        if budget is None:
-            return super()._cuts(slots, shape, visual, budget, preset)
-        average = target_average(budget, visual)
-        if average is None:
-            return ()
+    def _solve(self, slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
         front = max(int(0.2 * visual + 0.9 * average + 1e-9), 1)
         path = _path(min(front, visual), visual)
-        return furthest(path, partial(_cuts_of, slots, visual), slots, shape.layers, visual, average)
+        return furthest(path, partial(_cuts_of, slots, visual), slots, layers, visual, average)
 
 
 def _path(front: int, visual: int) -> list[tuple[int, int, int]]:

@@ -17,6 +17,7 @@ from swiftvlm.figures.overlap import draw_overlap
 from swiftvlm.figures.ranking import draw_ranking
 from swiftvlm.figures.stages import draw_lost, draw_stages
 from swiftvlm.inputs.checkpoint import load_checkpoint
+from swiftvlm.methods import find_method
 from swiftvlm.methods.fastv import FastV
 from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.scenes import scene
@@ -223,6 +224,23 @@ def test_a_story_is_told_only_where_the_others_lose(monkeypatch):
     assert told["key"] == "yes"
     assert told["said"] == {"fastv": bad, "swiftvlm": good}
     assert tell_story(Asking(), samples[:-1], methods, 192) is None
+
+
+def test_a_story_can_be_of_what_acts_before_the_language_model(untrained):
+    """Such a method sees the picture being encoded, and its choice counts as kept."""
+    model, processor = load_checkpoint(untrained, "float32", "cpu")
+    runner = Explaining(model, processor, replace(SWIFT, counts=None), 300)
+    one = runner.asked(embedded_task("ref", 1).samples[0])
+    said = stories._say(runner, one, find_method("divprune"), 300)
+    run = Trace.from_json(said["trace"]).last
+    assert len(run.kept[0][0]) == 300
+    assert said["holds"] == any(patch in one.sample.target for patch in kept_patches(run))
+
+
+def kept_patches(run):
+    """Numbers of the patches that are left at the end."""
+    slots = run.candidates[0][0].tolist()
+    return [slots.index(slot) for slot in run.kept[-1][0].tolist()]
 
 
 def test_stages_and_lost_show_what_was_kept(untrained, tmp_path):

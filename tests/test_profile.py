@@ -229,11 +229,18 @@ def test_own_questions(untrained, tmp_path, capsys):
             user_tasks(tmp_path / name)
 
 
+def write_profile(path, share, values, model="one"):
+    """What `swiftvlm split` reads of a result file."""
+    path.write_text(json.dumps({"header": {"share": share, "model": model}, "summary": [{"relative": values}]}))
+
+
 def test_layers_and_split_from_files(tmp_path, capsys):
     """Two profiles, one schedule within the budget, ready to be measured; what is missing or wrong is said."""
     for share, values in ((0.1, [0.1, 0.2, 0.4, 0.5, 0.9, 0.9]), (0.5, [0.6, 0.7, 0.8, 0.9, 1.0, 1.0])):
-        data = {"header": {"share": share}, "summary": [{"relative": values}]}
-        (tmp_path / f"{share}.json").write_text(json.dumps(data))
+        write_profile(tmp_path / f"{share}.json", share, values)
+    write_profile(tmp_path / "other.json", 0.3, [0.5] * 6, model="other")
+    write_profile(tmp_path / "again.json", 0.5, [0.5] * 6)
+    write_profile(tmp_path / "nan.json", 0.3, [float("nan")] * 6)
     files = [str(tmp_path / "0.1.json"), str(tmp_path / "0.5.json")]
     assert main(["split", *files, "--budget", "288", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -246,6 +253,9 @@ def test_layers_and_split_from_files(tmp_path, capsys):
         (files[:1], "two shares or more"),
         ([*files, "--budget", "9"], "cannot be met by 3 stages"),
         ([*files, str(tmp_path / "none.json")], "is no result file of swiftvlm profile"),
+        ([*files, str(tmp_path / "other.json")], "other.json is of another model than"),
+        ([*files, str(tmp_path / "again.json")], "both of share 0.5"),
+        ([*files, str(tmp_path / "nan.json")], "is no result file of swiftvlm profile"),
         ([*files, "--merged-share", "1"], "a fraction in [0, 1)"),
     ):
         assert main(["split", *wrong]) == 2

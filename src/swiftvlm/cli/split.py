@@ -1,6 +1,7 @@
 """`swiftvlm split`: layers and counts together, from profiles measured at several shares."""
 
 import json as text
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ def split_budget(
     """
     if not 0 <= merged_share < 1:
         raise SwiftVLMError(f"--merged-share is a fraction in [0, 1), got {merged_share}")
-    known = dict(_profile(path) for path in profiles)
+    known = _known(profiles)
     if len(known) < 2:
         raise SwiftVLMError(f"the split needs profiles at two shares or more, got {sorted(known)}")
     best = _best(known, budget / visual_tokens, stages, merged_share)
@@ -70,9 +71,29 @@ def _best(known: dict[float, list[float]], average: float, stages: int, merged_s
     return max(found, key=lambda one: one.value)
 
 
-def _profile(path: Path) -> tuple[float, list[float]]:
+def _known(paths: list[Path]) -> dict[float, list[float]]:
+    """Profiles by share. Raises `SwiftVLMError` where they are of several models, or one share is given twice."""
+    found: dict[float, list[float]] = {}
+    read: dict[float, Path] = {}
+    models: dict[str, Path] = {}
+    for path in paths:
+        model, share, values = _profile(path)
+        if share in found:
+            raise SwiftVLMError(f"{read[share]} and {path} are both of share {share:g}; leave one out")
+        found[share], read[share] = values, path
+        models.setdefault(model, path)
+        if len(models) > 1:
+            raise SwiftVLMError(f"{path} is of another model than {paths[0]}: {', '.join(models)}")
+    return found
+
+
+def _profile(path: Path) -> tuple[str, float, list[float]]:
+    """Whose it is, at which share of tokens, and x_1 ... x_L."""
     try:
         data: Any = text.loads(path.read_text())
-        return float(data["header"]["share"]), [float(value) for value in data["summary"][0]["relative"]]
+        values = [float(value) for value in data["summary"][0]["relative"]]
+        if not all(map(isfinite, values)):
+            raise ValueError(f"not all of {values} are numbers")
+        return data["header"]["model"], float(data["header"]["share"]), values
     except (OSError, ValueError, KeyError, TypeError, IndexError) as wrong:
         raise SwiftVLMError(f"{path} is no result file of swiftvlm profile ({wrong!r})") from None

@@ -57,9 +57,9 @@ class Explaining(Evaluation):
                 journal.add([self._row(self.asked(sample))])
         tell(len(samples))
 
-    def asked(self, sample: Sample) -> Asked:
-        """A sample's prompt with its picture."""
-        return Asked(sample, self._inputs([sample], self._encode([sample])))
+    def asked(self, sample: Sample, encoded: bool = True) -> Asked:
+        """A sample's prompt with its picture; as pixels, not `encoded`, for what acts before the language model."""
+        return Asked(sample, self._inputs([sample], self._encode([sample]), encoded))
 
     def _row(self, one: Asked) -> Row:
         orders = rankings(self.model, one.inputs)

@@ -29,6 +29,7 @@ def tell_story(
     """
     for sample in samples:
         one = runner.asked(sample)
+        # Vanilla first: a question that it fails is put to no other method.
         if not sample.target or not _say(runner, one, find_method("vanilla"), None)["right"]:
             continue
         said = {name: _say(runner, one, method, budget) for name, method in methods.items()}
@@ -42,6 +43,7 @@ def tell_story(
 def can(shape: ModelShape, method: Method, budget: int | float) -> bool:
     """Whether a method can meet the budget on the embedded model's pictures."""
     try:
+        # Any number of text tokens: counts depend on the visual ones alone.
         method.plan(shape, VISUAL, 16, budget)
     except BudgetError:
         return False
@@ -52,15 +54,18 @@ def can(shape: ModelShape, method: Method, budget: int | float) -> bool:
 def _say(runner: Explaining, one: Asked, method: Method, budget: int | float | None) -> dict[str, Any]:
     """Words, whether they are right, whether the last stage kept a patch of what was asked, and the trace."""
     model: Any = runner.model
+    # What acts before the language model must see the picture being encoded.
+    inputs = one.inputs if method.reduction is None else runner.asked(one.sample, encoded=False).inputs
     with prune(runner.model, method, budget=budget) as trace:
-        output = model.generate(**one.inputs, max_new_tokens=runner.longest([one.sample]), do_sample=False)
-    new = output[0, one.inputs["input_ids"].shape[1] :]
+        output = model.generate(**inputs, max_new_tokens=runner.longest([one.sample]), do_sample=False)
+    new = output[0, inputs["input_ids"].shape[1] :]
     words = runner.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     told = {"words": words, "right": bool(score(one.sample, words)), "holds": _holds(trace.last, one.sample)}
     return told | {"trace": Trace((trace.last,)).to_json()}
 
 
 def _holds(run: Run, sample: Sample) -> bool:
+    # No stage ran, so nothing is lost.
     if not run.kept:
         return True
     place = {slot: i for i, slot in enumerate(run.candidates[0][0].tolist())}

@@ -71,6 +71,7 @@ def time_pairs(
         raise SwiftVLMError(f"timing needs at least 1 pair, got {pairs}")
     sides: tuple[Callable[[], AbstractContextManager[Any]], ...] = (nullcontext, pruned)
     taken: list[list[list[float]]] = [[], []]
+    # One of each in turn: a machine that warms up or slows down does so for both sides.
     for done in range(-1, pairs):
         for side, context in enumerate(sides):
             with context():
@@ -91,5 +92,6 @@ def _generate(model: PreTrainedModel, inputs: Mapping[str, Any], new_tokens: int
 
 
 def _timing(runs: list[list[float]]) -> Timing:
+    # A mean over each run first: the two sides may end their answers after different numbers of tokens.
     later = [statistics.mean(run[1:]) for run in runs if len(run) > 1]
     return Timing(Spread.of([run[0] for run in runs]), Spread.of(later) if later else None)

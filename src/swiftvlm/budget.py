@@ -36,6 +36,7 @@ class Slot:
         """Split a total into kept and merged; a total that keeps everything merges nothing."""
         if total >= available or self.least == 1:
             return self.cut(total, 0, available)
+        # A share that rounds to 0 merges one: without it, bypassed tokens would come back unchanged.
         merged = min(max(round(self.merged_share * total), 1), total - 1)
         return self.cut(total - merged, merged, available)
 
@@ -55,6 +56,7 @@ def target_average(budget: Budget, visual: int) -> float | None:
 
     An int is a number of tokens; a float in (0, 1] a fraction of the row. Raises `BudgetError` for anything else.
     """
+    # To Python True is an int: it would pass for a budget of one token.
     if isinstance(budget, bool) or not isinstance(budget, int | float):
         raise BudgetError(f"a budget is an int (visual tokens) or a float in (0, 1] (a fraction), got {budget!r}")
     # `1` is a single token and `1.0` is everything, so the type decides, not the value.
@@ -82,6 +84,7 @@ def solve(slots: Sequence[Slot], layers: int, visual: int, average: Number, tape
     many.
     """
     least, most = reachable(slots, layers, visual)
+    # The slack forgives the last bits of a division. Without stages one average can be met: that of everything.
     if average < least - 1e-9 or (not slots and average < most - 1e-9):
         refuse(slots, layers, visual, average, least)
     # Bisection to the last bit of a double: the average grows with the ratio, whatever the depths.
@@ -127,11 +130,13 @@ def furthest(
 
     if average_of(options[0]) > average + 1e-9:
         refuse(slots, layers, visual, average, average_of(options[0]))
+    # A binary search: nothing checks that the averages of `options` ascend.
     return cuts(options[bisect_right(options, average + 1e-9, key=average_of) - 1])
 
 
 def _average(slots: Sequence[Slot], layers: int, visual: int, ratio: float, taper: float) -> float:
     """Layer average of the *unrounded* totals."""
+    # How a total splits does not matter here: kept and merged tokens cost the layers behind the same.
     depths = [*(slot.after for slot in slots), layers]
     counts: list[float] = [visual * ratio ** (1 + taper * j) for j in range(len(slots))]
     spans = [(b - a) * count for a, b, count in zip(depths, depths[1:], counts, strict=False)]
@@ -140,6 +145,7 @@ def _average(slots: Sequence[Slot], layers: int, visual: int, ratio: float, tape
 
 def _shrink(slots: Sequence[Slot], layers: int, visual: int, average: Number, totals: list[int]) -> tuple[Cut, ...]:
     """Where a stage's minimum lifted the average over the budget, take the excess from the largest other stage."""
+    # Ends in time: `solve` has refused averages that even the least counts exceed.
     while True:
         cuts = _split_all(slots, totals, visual)
         if Plan(layers, visual, 0, cuts).average_tokens <= average + 1e-9:
@@ -177,6 +183,7 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     count = min(count, total)
     found = [count * size // max(total, 1) for size in sizes]
     left = sorted(range(len(sizes)), key=lambda i: (-(count * sizes[i] % max(total, 1)), i))
+    # Each unit goes to another size: there are no more of them than sizes with a remainder, and those are not full.
     for index in left[: count - sum(found)]:
         found[index] += 1
     return found

@@ -31,6 +31,7 @@ def paper_reevaluation(shape: ModelShape, visual: int, bypassed: int, merged: in
 
 def paper_total(shape: ModelShape, plan: Plan) -> Number:
     """Table 1's FLOPs column: `paper_base`, and a `paper_reevaluation` for each stage that restores tokens."""
+    # Eq. 19 is paid by the stage that restores, with the R and Z of the stage before it.
     total = paper_base(shape, plan.tokens_per_layer, plan.text)
     for before, cut in zip(plan.cuts, plan.cuts[1:], strict=False):
         if cut.reevaluates:
@@ -51,6 +52,7 @@ def exact_layer(shape: ModelShape, tokens: Number) -> Number:
 def exact_stage(shape: ModelShape, alive: Number, cut_kept: int, merged: int, scored: bool) -> Number:
     """FLOPs of one stage: keys of all tokens and one query row (if it projects anew), then grouping and means."""
     d = shape.hidden
+    # A plan does not know its scores: too much where keys come from a cache, too little for several query rows.
     score = alive * d * shape.kv_width + d * shape.query_width + alive * shape.query_width if scored else 0.0
     rest = max(alive - cut_kept, 0.0)
     # Similarity to the anchors, one-hot means, and offsets handed back: three products of the same size.

@@ -37,12 +37,14 @@ class ClipRelevance:
                 f"the tower's states have {states.shape[-1]} channels, this CLIP's {wide}: another model?"
             )
         device = self.clip.visual_projection.weight.device
+        # CLIP itself norms and projects [CLS] alone; the official code does the same to every patch.
         normed = self.clip.vision_model.post_layernorm(states.to(device, self.clip.dtype))
         patches = unit(self.clip.visual_projection(normed))
         return -(patches @ self._text(seen.text).T).mean(1).to(states.device)
 
     def _text(self, ids: Tensor) -> Float[Tensor, "segments dim"]:
         """Directions of the text's segments, each as long as CLIP can read."""
+        # The two tokenizers share no ids: the question has to go through text.
         words = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         pieces = self.clip_tokenizer(words, add_special_tokens=False)["input_ids"]
         if not pieces:
@@ -52,6 +54,7 @@ class ClipRelevance:
         first, last = self.clip_tokenizer.bos_token_id, self.clip_tokenizer.eos_token_id
         device = self.clip.text_projection.weight.device
         found = []
+        # In pieces, over which `__call__` takes the mean, as the official code does: CLIP reads 77 tokens at a time.
         for start in range(0, len(pieces), most):
             segment = torch.tensor([[first, *pieces[start : start + most], last]], device=device)
             pooled = self.clip.text_model(input_ids=segment).pooler_output

@@ -115,6 +115,7 @@ class Covered:
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """The other score, plus 2 (more than any attention) on the grid. Raises `UnsupportedError` without cells."""
         place = view.cells()[..., 2:]
+        # Local to a tile, so every tile has its own grid; a newline's -1 is a multiple of a stride of 1, too.
         grid = ((place >= 0) & (place % self.stride == 0)).all(-1)
         return self.score.rate(view) + 2.0 * (grid & view.candidates)
 
@@ -137,6 +138,7 @@ class Coordinates:
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """The other score, plus 2 (more than any attention) on coordinate tokens."""
+        # The two sets may share tokens; the places that this leaves free go to the best of the other score.
         each = (view.candidates.sum(1) * self.share / 2).round().long()
         # In float32 whatever the model's type: values near the cut are close.
         cos, sin = (part.float().mean(-1).expand(view.slot.shape) for part in view.turned())
@@ -179,6 +181,7 @@ class Random:
         for row in range(scores.shape[0]):
             # Padding is left out, so that a row draws the same tokens alone and in any batch.
             prompt = ids[row, slots[row][present[row]]]
+            # On the CPU, as devices draw other numbers; by crc32, as `hash` of bytes changes from process to process.
             generator = torch.Generator().manual_seed(self.seed + zlib.crc32(prompt.numpy().tobytes()))
             scores[row, candidates[row]] = torch.rand(int(candidates[row].sum()), generator=generator)
         return scores.to(view.slot.device)

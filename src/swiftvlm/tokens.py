@@ -14,6 +14,7 @@ def keep_top(
 ) -> Bool[Tensor, "batch tokens"]:
     """Mark the `keep[row]` best candidates of each row; equal scores: the lower index wins (a stable sort)."""
     # Not topk: its order among equal scores differs between devices and sizes.
+    # A candidate rated -inf would tie with tokens that are none and may lose its rank to them: scores must be finite.
     ranked = scores.float().masked_fill(~candidates, -torch.inf)
     order = ranked.sort(dim=1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter_(
@@ -41,11 +42,13 @@ def covering(
     # A tile's diagonal is far below 1000 cells.
     place = cells.float() * torch.tensor([1e6, 1e3, 1.0, 1.0], device=cells.device)
     own = torch.arange(low.shape[1], device=low.device)
+    # inf: no anchor yet; 0: without a place, below any distance between two cells; -inf: not to be picked.
     gap = torch.where(low, torch.where(cells[..., 2] >= 0, torch.inf, 0.0), -torch.inf)
     anchors = torch.zeros_like(low)
     for step in range(int(count.max())):
         best = gap.amax(1, keepdim=True)
         pick = torch.where((gap == best) & low, own, low.shape[1] - 1).amin(1, keepdim=True)
+        # Rows whose anchors are all found go on beside the others, without effect.
         due = (step < count[:, None]) & (best > -torch.inf)
         anchors |= (own == pick) & due
         apart = (place - place.gather(1, pick[..., None].expand(-1, -1, 4))).norm(dim=-1)
@@ -71,6 +74,7 @@ def group(
     own = anchors.cumsum(1) - 1
     centres = unit.gather(1, index[..., None].expand(-1, -1, unit.shape[-1]))
     for step in range(refine + 1):
+        # (batch, tokens, groups); of equal maxima `max` over a dimension gives the first, which topk does not promise.
         similarity = (unit @ centres.transpose(1, 2)).masked_fill(~real[:, None, :], -torch.inf)
         nearest = similarity.max(dim=-1).indices if most else torch.zeros_like(own)
         # Even where another anchor points the same way: a group without its anchor would have no slot to live in.
@@ -90,17 +94,21 @@ def peaks(
     without its random addend; of equally dense tokens the lower index counts as the denser one.)
     """
     index, real = places(low, int(low.sum(1).max()))
+    # (batch, low, dim): what follows is quadratic, so it looks at no other token.
     members = rows(states.float(), index)
     # Not by matrix products: they round distances of near neighbours, and equal tokens would differ.
     gap = torch.cdist(members, members, compute_mode="donot_use_mm_for_euclid_dist") / states.shape[-1] ** 0.5
     both = real[:, :, None] & real[:, None, :]
     density = _density(gap.masked_fill(~both, torch.inf), count)
+    # Densities are at least 0: -1 ranks places that hold no token behind all others.
     rank = density.masked_fill(~real, -1.0).sort(dim=1, descending=True, stable=True).indices.argsort(1)
+    # (batch, token, other): is the other denser? For the densest none is, and the widest distance stands in.
     denser = both & (rank[:, None, :] < rank[:, :, None])
     delta = gap.masked_fill(~denser, torch.inf).amin(2)
     widest = gap.masked_fill(~both, 0.0).amax((1, 2))[:, None]
     centres = keep_top(density * torch.where(delta.isinf(), widest, delta), real, count)
     nearest = gap.masked_fill(~centres[:, None, :], torch.inf).argmin(2)
+    # A centre leads its own group, also where an equal token is a centre too.
     joined = torch.where(centres, torch.arange(gap.shape[1], device=gap.device), nearest)
     groups = (centres.cumsum(1) - 1).gather(1, joined)
     slot = index.masked_fill(~real, low.shape[1])
@@ -172,6 +180,7 @@ def unmerge(
 
 def rows(tensor: Tensor, index: Int[Tensor, "batch chosen"]) -> Tensor:
     """Gather `tensor` (batch or 1, tokens, ...) along its token axis, row by row; negative indexes read token 0."""
+    # Views up to the gather: cos and sin of batch 1 serve every row without a copy.
     tensor = tensor.expand(index.shape[0], *tensor.shape[1:])
     index = index.clamp(min=0).view(*index.shape, *[1] * (tensor.dim() - 2))
     return tensor.gather(1, index.expand(*index.shape[:2], *tensor.shape[2:]))

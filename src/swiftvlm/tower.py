@@ -60,10 +60,12 @@ class Seen:
 
     def patches(self, tokens: Tensor) -> Tensor:
         """The chosen patches' rows of what has a row a token, of shape (..., tokens, x) -> (..., m, x)."""
+        # Row 0 is [CLS].
         return tokens.index_select(-2, 1 + self.patch)
 
     def from_cls(self, layer: int) -> Float[Tensor, "heads m"]:
         """Attention that [CLS] pays to each patch: one row of the map, softmax over all tokens."""
+        # (heads, 1, tokens); patches are taken behind the softmax, in which those an unpadded tile lacks had a share.
         rows = self._weights(layer, self.queries(layer)[:, :1])
         return self.patches(rows.transpose(1, 2))[..., 0]
 
@@ -101,6 +103,7 @@ def chosen(seen: Seen, index: Int[Tensor, " k"]) -> Reduced:
 
 def top(scores: Float[Tensor, " m"], count: int) -> Int[Tensor, " k"]:
     """Indexes of the best, best first; ties: the lower index."""
+    # A negative count would take all but the last ones instead of none.
     return scores.float().sort(descending=True, stable=True).indices[: max(count, 0)]
 
 

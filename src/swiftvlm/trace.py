@@ -117,6 +117,7 @@ class Trace:
                 raise TraceError(f"this trace has format {data['format']!r}, this version reads {FORMAT}")
             return cls(tuple(_revive(run) for run in data["runs"]))
         except (KeyError, TypeError, ValueError, RuntimeError) as broken:
+            # A TraceError is a ValueError, too; this one says more already.
             if isinstance(broken, TraceError):
                 raise
             raise TraceError(f"not a trace written by Trace.to_json: {broken!r}") from None
@@ -143,6 +144,7 @@ def _revive(data: dict[str, Any]) -> Run:
     broken = [name for name in TENSORS if not isinstance(data[name], list)]
     if broken:
         raise TypeError(f"{', '.join(broken)} must be lists")
+    # 9 levels are more than any field has: what is not in `TENSORS` never becomes a tensor.
     values = {name: _tuples(value, TENSORS.get(name, 9)) for name, value in data.items()}
     # A row without an image has no cells, and an empty list does not say how wide it was.
     return Run(**{**values, "cells": tuple(cells.reshape(-1, 4) for cells in values["cells"])})
@@ -150,6 +152,7 @@ def _revive(data: dict[str, Any]) -> Run:
 
 def _tuples(value: Any, levels: int) -> Any:
     if levels == 0:
+        # Refuses more than it shapes: tokens are (n,) and cells (n, 4), anything else raises, and `from_json` says so.
         return torch.tensor(value, dtype=torch.long).reshape(
             len(value), *([4] if value and isinstance(value[0], list) else [])
         )

@@ -19,6 +19,7 @@ from swiftvlm.cli.run import run
 from swiftvlm.cli.split import split_budget
 from swiftvlm.errors import SwiftVLMError
 
+# 130: 128 and SIGINT's number, as shells report a program that Ctrl-C ended.
 BAD, FAILED, INTERRUPTED = 2, 1, 130
 # typer brings a click of its own or takes the installed one, depending on its version; this is the class either way.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -26,6 +27,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 
 def build() -> typer.Typer:
     """The application with all its commands."""
+    # Plain help and no drawn tracebacks: what goes wrong becomes one line in `main`.
     app = typer.Typer(
         name="swiftvlm",
         help="Prune the visual tokens of vision-language models, training-free.",
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ASKED.set(tuple(given))
     try:
         with warnings.catch_warnings():
+            # `catch_warnings` puts the old function back.
             warnings.showwarning = _note
             # Without any arguments the help is the answer, but nothing was done.
             code = build()(args=given or ["--help"], standalone_mode=False)
@@ -79,17 +82,20 @@ def _explain(error: Exception) -> int:
 def entry() -> None:
     """The console script. A closed pipe (`| head`) ends it quietly."""
     if sys.platform != "win32":
+        # Here and not in `main`, which another program may call and keep its own signals.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())
 
 
 def _note(message: Warning | str, *where: Any, **rest: Any) -> None:
     """Our own warnings as one line; other libraries' are their developers' business."""
+    # `where`: category, file, line, as `warnings.showwarning` is called.
     if where and where[0] is UserWarning and "swiftvlm" in str(where[1]):
         _say(f"note: {message}", 0)
 
 
 def _say(message: str, code: int) -> int:
+    # Errors of other libraries have line breaks of their own.
     line = " ".join(message.split())
     typer.echo(f"swiftvlm: {line}", err=True)
     return code

@@ -17,6 +17,7 @@ from swiftvlm.mini.anyres import load_mini_anyres
 
 def check_out(out: Path) -> None:
     """Raise `SwiftVLMError` if a result file cannot be written there, or if its figure would be in its place."""
+    # An empty path and "." have no name.
     if not out.name or out.suffix == ".png":
         raise SwiftVLMError(f"--out is a result file, such as eval.json, got {str(out)!r}")
     if not out.parent.is_dir():
@@ -44,6 +45,7 @@ def open_model(
 def asked_tasks(names: str, count: int, source: str = "test") -> list[Task]:
     """The embedded model's tasks by name, with commas."""
     asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    # All names before any scene: a mistake in the last must not wait for the scenes of the others.
     for name in asked:
         check_task(name, count, source)
     return [embedded_task(name, count, source) for name in asked]

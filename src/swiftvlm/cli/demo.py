@@ -30,6 +30,7 @@ def first_scene() -> Sample:
     """The first localization question of the test pool whose scene stands on a real photograph."""
     items = pool.items("ref", 50)
     index = next(i for i in count() if not items[i].scene.background.startswith("texture:"))
+    # A task's samples stand in the order of the pool's items.
     return embedded_task("ref", 50).samples[index]
 
 
@@ -55,6 +56,7 @@ def demo(budget: int | float | None, save: Path | None, json: bool) -> None:
 def _answer(
     model: Any, processor: Any, inputs: dict[str, Any], sample: Sample, name: str, budget: int | float
 ) -> Answer:
+    # Vanilla has no stage that could meet a budget.
     with (
         torch.no_grad(),
         swiftvlm.prune(model, find_method(name), budget=None if name == "vanilla" else budget) as trace,

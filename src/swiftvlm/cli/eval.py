@@ -25,6 +25,7 @@ from swiftvlm.methods import SwiftVLM
 from swiftvlm.methods.base import Method
 from swiftvlm.mini import pool
 
+# Columns that no table of results reaches, so that measuring one never cuts it.
 WIDEST = 1000
 WITHOUT_BUDGET = (VANILLA, ORACLE)
 METHODS = "vanilla,random,uniform,fastv,swiftvlm"
@@ -60,6 +61,7 @@ def evaluate(
 
     Example: swiftvlm eval --quick --methods vanilla,fastv,swiftvlm --budgets 192 --out results/quick.json
     """
+    # Before the model is loaded: all that can be wrong with the request alone.
     check_form(anyres, model)
     count = _limit(limit, quick)
     cells = _cells(methods, budgets, layers, seed)
@@ -67,15 +69,18 @@ def evaluate(
     wanted = asked_tasks(tasks, count, pool_name)
     loaded, processor = open_model(model, dtype, device, anyres)
     asker = Evaluation(loaded, processor, batch)
+    # Budgets out of reach become rows of dashes, not errors: the other cells are still worth measuring.
     floors = asker.floors(cells, wanted[0].samples[0])
     cells = [cell for cell in cells if cell.label not in floors]
     about = header(loaded, wanted, "eval") | {"pool": pool_name}
     journal = Journal(out, about, must=("kind", "pool"))
+    # `swiftvlm@192` says nothing of layers: a file that has its answers at other layers is refused.
     journal.claim({cell.label: cell.described(asker.shape) for cell in cells})
     for path in join or []:
         _join(journal, path)
     with progress("answering", len(cells) * len(samples_of(wanted))) as tell:
         asker.run(wanted, cells, journal, tell)
+    # Of all cells in the file, those of earlier commands too: the summary replaces theirs.
     summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
     journal.finish(summary)
     draw_accuracy(summary).savefig(out.with_suffix(".png"), dpi=120)
@@ -111,6 +116,7 @@ def _limit(limit: int | None, quick: bool) -> int:
 
 def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Cell]:
     """Every method at every budget; those with counts once; vanilla and the oracle, which have none, once and first."""
+    # With their fields: `fastv` and `fastv:after=4` are two methods in one table.
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     limits = _limits(budgets)
     if layers is not None and SwiftVLM.name not in [name.split(":")[0] for name in names]:
@@ -120,6 +126,7 @@ def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Ce
         if name not in WITHOUT_BUDGET:
             chosen = read_method(name, seed, layers if name.split(":")[0] == SwiftVLM.name else None)
             cells += _at(limits, name, chosen)
+    # A method or budget that was asked for twice is one cell.
     return list({cell.label: cell for cell in cells}.values())
 
 

@@ -88,6 +88,7 @@ def _story(draw: Callable[[Image, Any], Figure], summary: Any) -> Figure:
     if story is None:
         raise SwiftVLMError("this file tells no story: on no question did only the last method keep what was asked")
     source, task, _ = story["key"].split("/")
+    # The file has the question's key, not its picture: the scene is drawn anew from its seed.
     samples = embedded_task(task, pool.SIZE, source).samples
     return draw(next(sample for sample in samples if sample.key == story["key"]).picture(), story)
 
@@ -113,6 +114,7 @@ def _drawn(draw: Draw, data: Path | None, command: str, methods: list[str] | Non
         summary = read["summary"] if methods is None else _of(read["summary"], methods)
         return draw(summary, read["rows"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as wrong:
+        # Most of our own errors are ValueErrors, too; they already say what is wrong.
         if isinstance(wrong, SwiftVLMError):
             raise
         raise SwiftVLMError(f"--data {data} is no result file of {command} ({wrong!r})") from None

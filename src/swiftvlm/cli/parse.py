@@ -71,6 +71,7 @@ def read_method(text: str, seed: int = 0, layers: str | None = None) -> Method:
             raise SwiftVLMError(f"--layers are ints with commas, such as 3,11,15, got {layers!r}") from None
     if name == RandomTokens.name:
         values = {"seed": seed, **values}
+    # `known` has the defaults, and fields are frozen: another instance is made.
     make: Any = type(known)
     made: Method = make(**values)
     return made
@@ -84,6 +85,8 @@ def _setting(part: str, method: Method) -> tuple[str, Any]:
         told = f"its fields are {', '.join(known)}" if known else "it has no fields"
         raise SwiftVLMError(f"{method.name}:{part} is not FIELD=VALUE of {method.name}; {told}")
     kind, default = known[name], vars(method)[name]
+    # What the text looks like, the bare word (SparseVLM's version "1.5" is one), or a tuple, also of one: whichever
+    # the field's annotation allows first.
     for value in (_value(text), text, tuple(_value(one) for one in text.split("/"))):
         if fits(value, kind):
             return name, value
@@ -94,6 +97,7 @@ def _setting(part: str, method: Method) -> tuple[str, Any]:
 
 def _value(text: str) -> bool | int | float | str:
     """Text as what it looks like."""
+    # int first: float reads whole numbers, too, and a count must stay an int.
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)

@@ -76,6 +76,7 @@ def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int,
 def _all(shape: ModelShape, budget: int | float | None, visual_tokens: int, text_tokens: int) -> list[dict[str, Any]]:
     """Every method at a budget, or why it cannot meet it; vanilla, which has none, to compare with."""
     rows = []
+    # What no method could take is one error here, not the same line for each of them below.
     swiftvlm.plan(Vanilla(), None, shape, visual_tokens, text_tokens)
     if budget is not None:
         target_average(budget, visual_tokens)
@@ -132,6 +133,7 @@ def show(facts: dict[str, Any], made: Plan) -> None:
     table = Table("", "pruned", "vanilla", "ratio", title=f"{facts['method']}, {made.visual} visual tokens")
     for column in table.columns[1:]:
         column.justify = "right"
+    # A prompt without an image has no tokens to be a share of.
     visual = made.visual or 1
     table.add_row(
         "average tokens, layer input",
@@ -149,6 +151,7 @@ def show(facts: dict[str, Any], made: Plan) -> None:
         table.add_row(label, f"{mine / scale:.2f} {unit}", f"{whole / scale:.2f} {unit}", _share(mine, whole))
     console.print(table)
     for first, last, count, note in spans(made):
+        # However few, tokens show: only a stretch without any has no bar.
         bar = "█" * max(round(BAR * count / visual), 1 if count else 0)
         console.print(f"layers {first:>3} to {last:>3}  {count:>5}  {bar} {note}", soft_wrap=True)
 

@@ -50,7 +50,9 @@ def profile(
     Example: swiftvlm profile --samples 20 --tasks ref,text --choose 3
     """
     check_out(out)
+    # Layers are chosen on the training pool: on the test pool they would be tuned to what they are judged by.
     wanted = user_tasks(data) if data else asked_tasks(tasks, samples, "train")
+    # The embedded tasks are that short already; a user's file is as long as it is.
     wanted = [task.shortened(samples) for task in wanted]
     loaded, processor = open_model(model, dtype, device)
     shape = ModelShape.of(loaded)
@@ -79,6 +81,7 @@ def _announce(tasks: list[Task], runner: Profiling, journal: Journal) -> None:
     """What it will cost, before it costs."""
     asked = sum(len(task.samples) for task in tasks)
     total = asked * (runner.layers + 1)
+    # With --json, stdout is for JSON alone.
     Console(stderr=True, highlight=False).print(
         f"{asked} questions, once whole and once for each of {runner.layers} layers: {total:,} answers"
         + (f", {len(journal.rows):,} of them there already" if journal.rows else ""),
@@ -95,6 +98,7 @@ def _chosen(found: Profile, stages: int | None) -> list[Choice]:
             f"--choose {stages}: this profile has {len(choices)} layers that can follow each other "
             f"(records: {', '.join(map(str, records(found.relative)))})"
         )
+    # The curve's n-th choice has n layers.
     return [*choices, taken or choices[(stages or 1) - 1]]
 
 
@@ -118,6 +122,7 @@ def describe(found: Profile, chosen: list[Choice]) -> dict[str, Any]:
 
 
 def _or_none(values: tuple[Number, ...]) -> tuple[Choice, ...]:
+    # The other reading of the paper's figure 4 is told beside the first: that nothing follows from it is no failure.
     with suppress(SelectionError):
         return curve(values, runnable=True)
     return ()
@@ -126,7 +131,9 @@ def _or_none(values: tuple[Number, ...]) -> tuple[Choice, ...]:
 def _save(name: str, shape: ModelShape, found: Profile, chosen: list[Choice], birth: dict[str, Any]) -> Path:
     made = LayerProfile(Path(name).name, "measured", chosen[-1].layers, shape, found.relative, birth)
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", made.name).lower()
+    # The fingerprint keeps models of one name apart.
     path = own_folder() / f"{stem}-{birth['model'][:8]}.json"
+    # Profiles are found by shape alone: of two models of one shape, one would be pruned at the other's layers.
     known = profile_for(shape)
     if known is not None and known.source != "paper" and known.birth.get("model") != birth["model"]:
         raise SelectionError(
@@ -146,6 +153,7 @@ def _birth(about: dict[str, Any]) -> dict[str, Any]:
 def _commit() -> str | None:
     """The commit of the library, where it runs from a checkout."""
     try:
+        # In this file's folder: the user's own may be another repository.
         asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

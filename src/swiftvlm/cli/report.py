@@ -83,12 +83,14 @@ def scaled(value: Number, base: int, unit: str) -> str:
     step = 0
     while base and value >= base and step < 4:
         value, step = value / base, step + 1
+    # Binary prefixes are written with capitals, Ki too; of the decimal ones, kilo is not.
     prefix = " kMGT"[step].strip() if base else ""
     binary = "i" if base == 1024 and prefix else ""
     return f"{value:,.1f} {prefix.upper() if binary else prefix}{binary}{unit}".strip()
 
 
 def _times(mine: dict[str, float] | None, whole: dict[str, float] | None) -> tuple[str, str, str]:
+    # An answer of one token has no later ones to time.
     if mine is None or whole is None:
         return "-", "-", "-"
     return _milliseconds(Spread(**mine)), _milliseconds(Spread(**whole)), f"{mine['median'] / whole['median']:.2f}"

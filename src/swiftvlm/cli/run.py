@@ -125,9 +125,11 @@ def _prepare(
 ) -> Session:
     if pad:
         mean = processor.image_processor.image_mean
+        # The mean colour, which is about 0 once normalised.
         red, green, blue = (round(255 * share) for share in mean)
         images = [pad_to_square(image, (red, green, blue)) for image in images]
     prompt = build_prompt(processor, question, len(images), system)
+    # This `to` casts floating-point tensors only: ids stay ints.
     inputs = processor(images=images, text=prompt, return_tensors="pt").to(model.device, model.dtype)
     return Session(model, processor, images, dict(inputs))
 
@@ -137,6 +139,7 @@ def _answer(session: Session, handle: Any, compare: bool, most: int, quiet: bool
         typer.echo("pruned:   ", nl=False)
     with handle as trace:
         session.answer = _generate(session, most, quiet)
+        # A copy: the timing below enters the same handle again, and its trace grows.
         session.trace = Trace(trace.runs)
     if not compare:
         return
@@ -173,6 +176,7 @@ def _files(session: Session) -> dict[str, Writer]:
     )
     run_ = session.trace.last
 
+    # A function, since a lambda in the loop below would see the loop's last index.
     def picture(index: int) -> Writer:
         image = session.images[index]
         return lambda path: write_picture(

@@ -19,6 +19,7 @@ def check_folder(folder: Path) -> None:
     """Raise `SaveError` unless the folder can be written to, or created where it is missing."""
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"--save {folder}: is a file, give a folder")
+    # Missing folders are made inside the nearest one that exists: its rights decide.
     existing = folder
     while not existing.exists():
         existing = existing.parent

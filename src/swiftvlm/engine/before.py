@@ -44,13 +44,16 @@ class Before(Beside):
     def later(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the decoder for the token behind the prompt. Raises `UnsupportedError` for a prepared mask."""
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        # Layer 0 holds the shortened prompt and what came since.
         past = int(kwargs["past_key_values"].get_seq_length()) - self.slot.shape[1]
+        # No mask: nothing of the whole prompt was hidden. Fillers of the shortened one still have to be.
         if mask is None:
             mask = torch.ones(len(embeds), self.length + past + embeds.shape[1], device=embeds.device).long()
         if mask.dim() != 2:
             raise UnsupportedError(f"a prompt cut before the language model needs a 2-D mask, got {tuple(mask.shape)}")
         old = mask.gather(1, self.slot.clamp(min=0)).masked_fill(self.slot < 0, 0)
         position = kwargs.get("position_ids")
+        # Left to itself the model would count on from the length of layer 0's cache, which is too short.
         if position is None:
             position = torch.arange(embeds.shape[1], device=embeds.device)[None] + self.length + past
         position = position.to(embeds.device) - self.shift[:, None].to(position.dtype)
@@ -95,7 +98,9 @@ def shorten(
     real = tuple(text + seen for text, seen in zip(prompt.text, visual, strict=True))
     step = shrink(layout, survivors, max(real), None)
     after = cut(layout, step, real, reduction.positions)
+    # Whatever comes later follows the last prompt token, so it moves by as much.
     shift = _at_query(layout) - _at_query(after)
+    # Fillers (index -1) read the first token's entry here; that they are none is in `slot` alone.
     origin, length = tokens.rows(origin, step.index), layout.slot.shape[1]
     choice, labels = _choice(layout, rows, embeds), tokens.rows(labels, step.index)
     before = Before(after.slot, origin, shift, length, choice, tuple(cells), labels)
@@ -103,6 +108,7 @@ def shorten(
         "inputs_embeds": tokens.rows(content, step.index),
         # Even where nothing is hidden: positions with gaps would be taken for several packed prompts.
         "attention_mask": after.present.long(),
+        # Whole numbers: no reduction takes means of positions.
         "position_ids": after.position.long(),
     }
     moved = [_cells_of(prompt, before, index, own) for index, own in enumerate(cells)]
@@ -156,19 +162,23 @@ def _row(
         return None
     if cells is None:
         raise UnsupportedError("where in the image a visual token stands is not known here, and this method asks")
+    # `cells` has one for each visual token, for hidden ones and a last prompt token too; only candidates may be chosen.
     slots, here = prompt.pictured[row].nonzero()[:, 0], cells.to(embeds.device)
     text = prompt.input_ids[row][behind(prompt.attended[row], slots, prompt.input_ids.shape[1])]
     free = prompt.candidates[row][slots]
     slots, here = slots[free], here[free]
     placed = here[:, 2] >= 0
+    # Sorted by image and tile: `shares` gives equal remainders to the first.
     named = torch.unique(here[placed][:, :2], dim=0)
     tiles = [placed & (here[:, :2] == tile).all(1) for tile in named]
     sizes = [int(tile.sum()) for tile in tiles]
+    # ViTCoP: the tower finds the clusters that the next cut, inside the model, merges.
     following = plan.cuts[1].merged if len(plan.cuts) > 1 else 0
     kept, merged, clusters = (shares(count, sizes) for count in (plan.cuts[0].kept, plan.cuts[0].merged, following))
     done: list[tuple[Tensor, Reduced]] = []
     for tile, keep, merge, due in zip(tiles, kept, merged, clusters, strict=True):
         own = slots[tile]
+        # Row and column become the index by which the tower itself numbers the patches of a whole tile.
         seen = watch.find(embeds[row, own], here[tile][:, 2] * watch.side + here[tile][:, 3], text)
         seen = replace(seen, clusters=due)
         done.append((own, reduction.reduce(seen, keep, merge)))
@@ -190,6 +200,7 @@ def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, em
         groups |= {int(own[i]): number + int(g) for i, g in enumerate(made.groups.tolist()) if g >= 0}
         content.append(made.features.to(embeds))
         stands.append(stand)
+        # Tokens that stand for none (VisionZip's [CLS], PruMerge's last one) are no patch that was selected.
         kept.append(stand[:chosen][stand[:chosen] >= 0])
         anchors.append(stand[chosen:])
         earlier = max((int(tile.max()) + 1 for tile in labels if len(tile)), default=0)
@@ -198,7 +209,9 @@ def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, em
     stood, made_of, label = torch.cat(stands), torch.cat(content), torch.cat(labels)
     none = stood < 0
     unused = slots[~torch.isin(slots, stood)]
+    # Ascending in any case: contents are fed into these slots in turn, in the order in which they come.
     into = torch.cat([stood[~none], unused[: int(none.sum())]]).sort().values
+    # Only where every token stands for a patch: a -1 would sort to the front and move the others by a slot.
     if ordered:
         order = stood.argsort()
         stood, made_of, label = stood[order], made_of[order], label[order]
@@ -229,6 +242,7 @@ def _choice(layout: Layout, rows: Sequence[Row | None], embeds: Tensor) -> Choic
         anchors[index, row.anchors] = True
         for slot, group in row.groups.items():
             groups[index, slot] = group
+    # No means: nothing comes back from a cut before layer 0.
     return Choice(layout, kept, anchors, groups, embeds.new_zeros(len(rows), 0, embeds.shape[2]).float())
 
 
@@ -248,4 +262,5 @@ def _cells_of(prompt: Prompt, before: Before, row: int, cells: Tensor | None) ->
     whole = torch.full((before.length, 4), -1)
     whole[slots.cpu()] = cells.cpu()
     left = prompt.pictured[row][before.slot[row].clamp(min=0)] & (before.slot[row] >= 0)
+    # By whom a token stands for, not by the slot that it was fed into: in a reduction's own order they differ.
     return whole[before.origin[row][left].cpu()]

@@ -16,6 +16,7 @@ def check_cache(cache: Any) -> None:
             f"pruning needs the KV cache (got past_key_values={cache}): without it every generated token would choose "
             "visual tokens anew. Leave use_cache at True"
         )
+    # By type, not isinstance: layers that slide or quantise inherit from DynamicLayer and hold something else.
     other = (
         [layer for layer in cache.layers if type(layer) is not DynamicLayer] if isinstance(cache, Cache) else [cache]
     )

@@ -107,6 +107,7 @@ class Handle:
         """Take every hook off; the trace stays. Harmless when nothing is attached."""
         while self._hooks:
             self._hooks.pop().remove()
+        # `_known` stays: prompts prefilled under these hooks go on under the next ones.
         self._current, self._cache, self._request = None, None, {}
         self._slices.clear()
         if self.watch is not None:
@@ -154,6 +155,7 @@ class Handle:
         cache = kwargs.get("past_key_values", request.get("past_key_values"))
         self._current, self._prefilling = None, False
         self._slices.clear()
+        # A new dict, not `clear`: the last run has the old one until somebody reads it.
         self._states = {}
         embeds = kwargs.get("inputs_embeds")
         # The language model is used on its own: there can be no image in it.
@@ -164,6 +166,7 @@ class Handle:
         if past == 0:
             self._prefilling = True
             self._current, kwargs = self._begin(request, kwargs, embeds)
+            # A cut before layer 0 has shortened the prompt by now.
             self._columns = kwargs["inputs_embeds"].shape[1]
             return args, kwargs
         self._continue(cache, request.get("input_ids"), embeds.shape[1])
@@ -177,6 +180,7 @@ class Handle:
         prefill = self._known.get(cache)
         if prefill is None or has_visual:
             check_unknown_cache(cache, has_visual)
+        # A prompt of which nothing was cut has an ordinary cache and goes on like any other.
         elif prefill.segments or prefill.before is not None:
             check_later_turn(prefill.before is not None, new_tokens)
             check_continuation(cache, prefill.held, prefill.decoded, new_tokens)
@@ -190,6 +194,7 @@ class Handle:
         prompt = Prompt.read(ids, given.get("attention_mask"), visual, embeds)
         counted = zip(prompt.visual, prompt.text, strict=True)
         plans = tuple(self.method.plan(self.shape, seen, text, self.budget, self.preset) for seen, text in counted)
+        # All visual tokens, hidden ones too: families count off whole images.
         cells = [self.family.cells(self.model, row[mask]) for row, mask in zip(embeds, visual, strict=True)]
         # All rows within the budget: no stage runs at all, which makes the no-op exact (law 9).
         if not any(plan.cuts for plan in plans):
@@ -213,9 +218,11 @@ class Handle:
         kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         if self._prefilling:
             if index == 0:
+                # Not earlier: where the caller gives no cache, the decoder makes one behind its own pre-hook.
                 self._register(prefill, kwargs.get("past_key_values"))
             hidden = prefill.stage(index, hidden, kwargs, flat="flash" in str(self.decoder.config._attn_implementation))
         kwargs |= self._sliced(prefill, index, hidden, kwargs)
+        # Behind the slicing: a probe turns these states with their own cos and sin.
         if self._prefilling:
             prefill.remember(index, hidden, kwargs)
         return (hidden, *rest), kwargs
@@ -253,6 +260,7 @@ class Handle:
     def _on_decoded(self, decoder: nn.Module, args: Any, output: Any) -> None:
         """After the last layer: a finished prefill becomes a run of the trace."""
         if self._current is not None and self._prefilling:
+            # The record counts the bytes that trimming left, but must not see the `before` that `settle` sets.
             trims = self._cache is not None and trimmable(self._current)
             if trims:
                 trim(self._current, self._cache)
@@ -278,6 +286,7 @@ class LayerHook:
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Inputs:
     """The arguments of a forward by name, positional ones too."""
     bound: Inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+    # A forward's **kwargs arrive as one argument of that name.
     bound.update(bound.pop("kwargs", {}))
     return bound
 

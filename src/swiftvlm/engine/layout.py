@@ -18,6 +18,7 @@ class Beside:
 
     def to(self: Indexes, device: torch.device) -> Indexes:
         """The same record with every tensor, also in records inside it, on `device`."""
+        # Not `asdict`: it would copy every tensor and make dicts of inner records.
         values = {field.name: self.__dict__[field.name] for field in fields(self)}
         moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor | Beside)}
         return replace(self, **moved)
@@ -66,8 +67,10 @@ def whole(
     """The layout of a prompt before any stage."""
     length = attended.shape[1]
     place = torch.arange(length, device=attended.device)
+    # The last attended place, whichever side the padding is on.
     query = (attended * (place + 1)).argmax(dim=1)
     slot = place.expand(attended.shape)
+    # In float: the mean of a group's positions need not be whole.
     return Layout(slot, position.expand(attended.shape).float(), attended, candidates, query, padding)
 
 
@@ -97,6 +100,7 @@ def _moved_behind(layout: Layout, index: Tensor, behind: Tensor) -> Tensor:
     visual = tokens.rows(layout.candidates, index) & (index >= 0)
     rank = torch.where(visual, tokens.rows(behind, index).long(), 2)
     order = rank.sort(dim=1, stable=True).indices
+    # All that is not visual ends both lists, in the same order, and so goes back to where it was.
     places = (~visual).to(torch.int8).sort(dim=1, stable=True).indices
     return torch.empty_like(index).scatter_(1, places, index.gather(1, order))
 
@@ -104,13 +108,16 @@ def _moved_behind(layout: Layout, index: Tensor, behind: Tensor) -> Tensor:
 def cut(layout: Layout, step: Next, real: tuple[int, ...], positions: str) -> Layout:
     """The layout behind a stage that leaves each row `real` present tokens; `positions` as in `Stage`."""
     if positions == "gapped":
+        # Counted in front of the cut: what it drops leaves gaps (ViTCoP's last cut).
         layout = replace(layout, position=_counted(layout, layout.present, layout.position))
     length = step.index.shape[1]
     padding = tuple(min(length - left, old) for left, old in zip(real, layout.padding, strict=True))
+    # Padding that fills up a row is no hole: the model's own mask hides it already.
     holed = any(left + pad < length for left, pad in zip(real, padding, strict=True))
     filler = step.index < 0
     slot = tokens.rows(layout.slot, step.index).masked_fill(filler, -1)
     present = tokens.rows(layout.present, step.index) & ~filler
+    # RoPE goes with the content, masks with the place, which is `index`.
     position = tokens.rows(layout.position, step.source)
     if positions == "renumbered":
         position = _counted(layout, present, position)

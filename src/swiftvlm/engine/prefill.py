@@ -49,6 +49,7 @@ class Aside(Beside):
         choice, where = self.choice, self.step.where
         # The merged token's own change is all we know of what the skipped layers would have done to its members.
         place, _ = tokens.places(choice.anchors, choice.means.shape[1])
+        # Rows with fewer groups than others read place 0 for the rest: offsets that no member takes.
         offset = tokens.rows(hidden, where.gather(1, place)).float() - choice.means
         aligned = (self.hidden.float() + tokens.unmerge(offset, choice.groups)).to(hidden.dtype)
         # An anchor's slot held the mean, not the anchor: it is restored like every other member.
@@ -78,6 +79,7 @@ class Prefill:
         self.decoded = False
         # Numbers count the plan's cuts, the one before layer 0 among them.
         first = 0 if before is None else 1
+        # `after` layers have run: from 0, the number of the layer in front of which a stage acts.
         self.stages = {stage.after: (i, stage) for i, stage in enumerate(stages, first)}
         self.choices: list[Choice] = [] if before is None else [before.choice]
         self.segments: list[Segment] = []
@@ -272,6 +274,7 @@ class Prefill:
         layout = choice.layout
         if not isinstance(stage.rest, Merge) or stage.rest.position == "anchor" or not choice.means.shape[1]:
             return layout
+        # Only for the tokens that go on: `Aside` keeps `choice`, where each has its own position to come back to.
         mean = tokens.means(layout.position[..., None], choice.groups, choice.means.shape[1])
         moved = torch.where(choice.anchors, tokens.unmerge(mean, choice.groups)[..., 0], layout.position)
         return replace(layout, position=moved, moved=True)
@@ -282,6 +285,7 @@ def _grouped(
 ) -> tuple[Bool[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
     """Anchors among the unselected tokens, `count` a row, and the group of each token; `beside`: cells or labels."""
     if rest.recycled < 1.0:
+        # SparseVLM's int(0.3 * D) + 1, in double so that it is cut off as in Python.
         low = tokens.keep_top(scores, low, (rest.recycled * low.sum(1).double()).long() + 1)
     if rest.anchors == "peaks":
         return tokens.peaks(hidden, low, count)

@@ -25,6 +25,7 @@ class Probe:
         k = self.projected(family, rope)
         batch, heads, count, width = q.shape
         # Query heads that share a key head lie together, so no key is repeated.
+        # (batch, kv_heads, heads / kv_heads * queries, head_dim)
         shared = q.reshape(batch, k.shape[1], -1, width).float()
         logits = shared @ k.float().transpose(2, 3) * family.scaling(self.layer)
         return logits.view(batch, heads, count, -1)

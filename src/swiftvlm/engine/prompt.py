@@ -72,11 +72,13 @@ def _twins(input_ids: Tensor, attended: Tensor, embeds: Tensor) -> Int[Tensor, "
     if input_ids.shape[0] == 1:
         return None
     # On beams' copies the tower may round differently, so ids must be equal but features only nearly so.
+    # Neighbours are enough: generate repeats each row in place, so that its copies stand together.
     same = ((input_ids[1:] == input_ids[:-1]) & (attended[1:] == attended[:-1])).all(1)
     if not bool(same.any()):
         return None
     gap = (embeds[1:] - embeds[:-1]).abs().amax((1, 2))
     same &= gap <= SAME * embeds[1:].abs().amax((1, 2))
     first = torch.arange(input_ids.shape[0], device=same.device)
+    # Copies become 0, and the running maximum gives them the number of the row that their run began with.
     first[1:] = first[1:].masked_fill(same, 0)
     return first.cummax(0).values

@@ -19,6 +19,7 @@ def recorder(
     `cache_bytes`: of the whole cache after the prefill. `states`: layer -> (batch, tokens, dim), as recorded.
     """
     choices, plans, prompt, before = prefill.choices, prefill.plans, prefill.prompt, prefill.before
+    # What `settle` changes is read now; `build` may run much later.
     depths = tuple(sorted(prefill.stages)) if before is None else (0, *sorted(prefill.stages))
     batch, short = prompt.input_ids.shape
     length = short if before is None else before.length
@@ -71,6 +72,7 @@ def _chosen(choices: list[Choice], which: str, origin: Tensor | None) -> Stages:
     for number, choice in enumerate(choices):
         mask = (choice.layout.candidates if which == "candidates" else choice.__dict__[which]).cpu()
         slots = [own[there] for own, there in zip(choice.layout.slot.cpu(), mask, strict=True)]
+        # The cut before layer 0 chose among slots of the whole prompt; later ones count those of the shortened.
         if origin is not None and number:
             slots = [whole[own] for whole, own in zip(origin.cpu(), slots, strict=True)]
         # Fed in another order than their patches'; but groups name candidates by place.

@@ -38,6 +38,7 @@ class Segment(Beside):
         """The segment that a stage's layout opens; `prompt` is the layout before any stage."""
         shift = None
         if renumbered:
+            # The model counts on from the last prompt token's own position, this layer from its new one.
             old = prompt.position.gather(1, prompt.query[:, None])[:, 0]
             shift = old.to(layout.slot.device) - layout.position.gather(1, layout.query[:, None])[:, 0]
         position = layout.position if layout.moved else None
@@ -92,10 +93,12 @@ def _prefill_mask(mask: Any, segment: Segment, hidden: Tensor) -> Tensor | None:
             return None
         if segment.flat:
             return segment.present
+        # Slots ascend, so their order is the order of the sequence; a filler's -1 comes before all.
         causal = segment.slot[:, None, :, None] >= segment.slot[:, None, None, :]
         return causal & segment.present[:, None, None, :]
     mask = _checked(mask, hidden)
     if mask.dim() == 4:
+        # (batch or 1, 1, prompt, prompt): queries here, keys in `_columns`. Fillers ask as slot 0 does, unattended.
         index = segment.slot.clamp(min=0)[:, None, :, None]
         mask = mask.expand(index.shape[0], *mask.shape[1:])
         mask = mask.gather(2, index.expand(-1, mask.shape[1], -1, mask.shape[3]))

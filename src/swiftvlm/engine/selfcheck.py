@@ -42,6 +42,7 @@ class Attachable(Protocol):
 
 def check_itself(handle: Attachable, model: nn.Module, request: dict[str, Any]) -> None:
     """Run the prompt once as it is and once with every token kept. Raises `FamilyError` unless logits are equal."""
+    # Without the caller's cache: only the forward that waits for this check may fill it.
     inputs = {name: value for name, value in request.items() if name != "past_key_values"}
     # With its own hooks off, the model inside this forward is the user's; its inputs run three times in all.
     handle.detach()

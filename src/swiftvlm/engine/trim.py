@@ -20,8 +20,10 @@ def trimmable(prefill: Prefill) -> bool:
 def trim(prefill: Prefill, cache: Any) -> None:
     """Cut every layer's keys and values in `cache` to the tokens that are left behind the only stage."""
     (segment,) = prefill.segments
+    # Layers from the cut on have cached these tokens and no others.
     for layer in cache.layers[: segment.start]:
         layer.keys, layer.values = _columns(layer.keys, segment.slot), _columns(layer.values, segment.slot)
+    # The record is made next: its first span, as long as the whole prompt, must have no layers left.
     prefill.segments = [replace(segment, start=0)]
 
 

@@ -47,6 +47,7 @@ class TowerWatch:
         self.tiles, self._states, self.used = [], {}, False
 
     def _on_layer(self, index: int, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # The input, too: what is behind 0 layers is no layer's output.
         self._states[index] = (args[0] if args else kwargs["hidden_states"]).detach()
         self._states[index + 1] = (output if isinstance(output, Tensor) else output[0]).detach()
 
@@ -79,6 +80,7 @@ class TowerWatch:
         )
 
     def _same(self, tile: Tile, embeds: Tensor, patch: Tensor) -> bool:
+        # Bit for bit: the model scatters these very features into the prompt, cast to its type.
         return bool(torch.equal(tile.embeds.to(embeds)[patch.to(embeds.device)], embeds))
 
     def _seen(self, tile: Tile, embeds: Tensor, patch: Tensor, text: Tensor) -> Seen:
@@ -86,6 +88,7 @@ class TowerWatch:
         patch = patch.to(home)
 
         def projected(features: Tensor) -> Tensor:
+            # Reductions count in float32; the projector wants what the tower gave it.
             made: Tensor = self.projector(features.to(tile.features)).to(embeds)
             return made
 

@@ -26,6 +26,7 @@ class Journal:
         """
         self.path, self.part, self.borrowed = path, path.with_name(path.name + ".part"), borrowed
         self.header, self.must = {"format": FORMAT, **header}, ("format", "model", "tasks", *must)
+        # What each cell's name stands for; reading the two files below fills it in.
         self.cells: dict[str, str] = {}
         self.rows: list[Row] = self._finished() + self._unfinished()
         self.done = {(row["cell"], row["key"]) for row in self.rows}
@@ -56,6 +57,7 @@ class Journal:
         """
         fresh = {label: method for label, method in cells.items() if label not in self.cells}
         self._claim(cells, self.path)
+        # A file's header names the cells it began with; later ones get a line of their own, before their rows.
         if fresh and self.part.exists() and self.part.stat().st_size:
             self._write([json.dumps({"cells": fresh})])
 
@@ -79,6 +81,7 @@ class Journal:
         if not self.borrowed:
             with self.part.open("r+b") as file:
                 file.truncate(len(whole))
+        # A kill between the last two lines of `finish` leaves the same rows in both files.
         known = {(row["cell"], row["key"]) for row in self._finished()}
         try:
             lines = [json.loads(line) for line in whole.splitlines()]
@@ -98,6 +101,7 @@ class Journal:
 
     def add(self, rows: list[Row]) -> None:
         """A batch's rows, on the disk when this returns."""
+        # A kill within the header's write leaves an empty file, once its half line is cut off.
         fresh = not self.part.exists() or self.part.stat().st_size == 0
         head = [json.dumps(self.header | {"cells": self.cells})] if fresh else []
         # One line a batch: it is there whole or not at all.
@@ -108,6 +112,7 @@ class Journal:
     def _write(self, lines: list[str]) -> None:
         with self.part.open("a") as file:
             file.write("".join(line + "\n" for line in lines))
+            # Out of Python's buffer, then out of the system's.
             file.flush()
             os.fsync(file.fileno())
 
@@ -117,6 +122,7 @@ class Journal:
         Raises:
             SwiftVLMError: a cell's name stands for another method there.
         """
+        # Before any row: names that clash must leave this file as it was.
         self.claim(other.cells)
         fresh = {(row["cell"], row["key"]): row for row in other.rows}
         if missing := [row for key, row in fresh.items() if key not in self.done]:
@@ -133,8 +139,10 @@ class Journal:
         head = self.header | {"cells": self.cells}
         # Without spaces: they would be a tenth of a file of many answers.
         text = json.dumps({"header": head, "summary": summary, "rows": self.rows}, separators=(",", ":"))
+        # Each row on a line of its own, for diffs. Quotes inside answers are escaped, so none of them matches.
         text = text.replace('{"task"', '\n {"task"')
         fresh = self.path.with_name(self.path.name + ".new")
         fresh.write_text(text + "\n")
+        # In one step: a kill leaves the old file or the new one, never half of one.
         fresh.replace(self.path)
         self.part.unlink(missing_ok=True)

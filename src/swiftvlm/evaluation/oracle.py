@@ -31,6 +31,7 @@ class Told:
         """1 for the told tokens of every row."""
         scores = torch.zeros(view.slot.shape, device=view.slot.device)
         for row, places in enumerate(self.places):
+            # Places count a row's visual tokens, scores its whole sequence, padding and text included.
             visual = view.candidates[row].nonzero()[:, 0]
             scores[row, visual[list(places)]] = 1.0
         return scores

@@ -41,6 +41,7 @@ class Cell:
         if self.label == ORACLE and visual != VISUAL:
             return f"it knows the places of {VISUAL} patches, and here are {visual} visual tokens"
         try:
+            # Any number of text tokens will do: counts depend on the visual ones alone.
             self.method.plan(shape, visual, 16, self.budget)
         except BudgetError as error:
             return str(error)
@@ -58,6 +59,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     known = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         known.update(f"{name}{tuple(weight.shape)}".encode())
+        # As float32, since numpy has no bfloat16; a cast that loses nothing therefore leaves the fingerprint as it was.
         known.update(weight.flatten()[:1024].float().cpu().numpy().tobytes())
     return known.hexdigest()[:16]
 
@@ -66,9 +68,11 @@ def chunks(tasks: Sequence[Task], size: int) -> Iterator[list[Sample]]:
     """All samples, `size` pictures at a time, those of a picture together and tasks in order within a chunk."""
     order = {task.name: i for i, task in enumerate(tasks)}
     samples = [sample for task in tasks for sample in task.samples]
+    # Short names first: they end in a scene's number, and 9 comes before 10.
     images = list(dict.fromkeys(sample.image for sample in sorted(samples, key=lambda s: (len(s.image), s.image))))
     for start in range(0, len(images), size):
         here = set(images[start : start + size])
+        # A stable sort: each task's questions stay together and in order, which `Evaluation.run` groups by.
         yield sorted((sample for sample in samples if sample.image in here), key=lambda s: order[s.task])
 
 
@@ -78,11 +82,12 @@ class Evaluation:
     def __init__(self, model: PreTrainedModel, processor: Any, batch: int) -> None:
         self.model, self.processor, self.batch = model, processor, batch
         self.shape = ModelShape.of(model)
+        # All prompts of a batch end in the same column, so that answers can be cut off behind it.
         processor.tokenizer.padding_side = "left"
-        # Since transformers 5.20 encoded pictures can be handed to generate; before, every method encodes them anew.
         encoder: Any = model
         # Such as LLaVA-NeXT's: a picture becomes several tiles, and its size says how many.
         self.tiled = "image_sizes" in inspect.signature(encoder.get_image_features).parameters
+        # Since transformers 5.20 encoded pictures can be handed to generate; before, every method encodes them anew.
         self.shares_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
     def run(self, tasks: Sequence[Task], cells: Sequence[Cell], journal: Journal, tell: Callable[[int], None]) -> None:
@@ -92,9 +97,12 @@ class Evaluation:
             missing = [(cell, s) for cell in cells for s in chunk if (cell.label, s.key) not in journal.done]
             said += len(cells) * len(chunk) - len(missing)
             tell(said)
+            # Once for all cells of the chunk, whose turn comes one after the other.
             features = self._encode([sample for _, sample in missing])
+            # `missing` runs through the cells, and within each through the tasks: groups are whole.
             for (cell, _), found in groupby(missing, key=lambda pair: (pair[0], pair[1].task)):
                 samples = [sample for _, sample in found]
+                # A user's picture may have many questions: a chunk of `batch` pictures can be more than one batch.
                 for start in range(0, len(samples), self.batch):
                     part = samples[start : start + self.batch]
                     journal.add(self._answer(cell, part, features))
@@ -104,6 +112,7 @@ class Evaluation:
     @torch.no_grad()
     def _encode(self, samples: list[Sample]) -> dict[str, dict[str, Any]]:
         """Processor's outputs and encoded features of each picture."""
+        # Samples of several cells and tasks name the same picture: it is drawn once.
         pictures = {sample.image: sample.picture for sample in samples}
         found: dict[str, dict[str, Any]] = {}
         for name, make in pictures.items():
@@ -121,6 +130,7 @@ class Evaluation:
         """What the language model is given for each of some pictures."""
         encoder: Any = self.model
         sizes = {"image_sizes": torch.cat([entry["image_sizes"] for entry in entries])} if self.tiled else {}
+        # (pictures, 3, height, width); of a tiled family (1, tiles, 3, height, width), one picture at a time.
         pixels = torch.cat([entry["pixel_values"] for entry in entries]).to(self.model.dtype)
         return encoder.get_image_features(pixel_values=pixels, return_dict=True, **sizes).pooler_output
 
@@ -129,12 +139,14 @@ class Evaluation:
     ) -> dict[str, Any]:
         """What `generate` takes for these samples, encoded pictures instead of pixels where it can and `encoded`."""
         prompts = [build_prompt(self.processor, sample.question, 1) for sample in samples]
+        # Encoded or not, the processor must see the pictures: it writes a placeholder for every visual token.
         images = [features[sample.image]["image"] for sample in samples]
         inputs = dict(self.processor(images=images, text=prompts, return_tensors="pt", padding=True))
         inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
         if self.shares_features and encoded:
             # transformers itself puts a list of tensors here, whatever its annotation says.
             shared: Any = [features[sample.image]["feature"] for sample in samples]
+            # Without pixels, which the model refuses beside encoded pictures.
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=shared)}
         return inputs
@@ -162,6 +174,7 @@ class Evaluation:
         inputs = self._inputs(samples, features, encoded=cell.method.reduction is None)
         method = self.method(cell, samples, inputs)
         model: Any = self.model
+        # With shared features the encoding is not in this time, without (a cut before the language model) it is.
         began = time.perf_counter()
         with prune(self.model, method, budget=cell.budget) as trace:
             output = model.generate(**inputs, max_new_tokens=self.longest(samples), do_sample=False)

@@ -24,6 +24,7 @@ def score(sample: Sample, answer: str) -> Number:
     """1 for a right answer, 0 for a wrong one: a box that overlaps the true one by half, or the very words."""
     if sample.box is None:
         return float(answer.strip() == sample.answer)
+    # Only the first box counts: an answer that lists several must not be right by any of them.
     boxes = read_boxes(answer)
     return float(bool(boxes) and iou(boxes[0], sample.box) >= ENOUGH)
 
@@ -45,6 +46,7 @@ def mean(values: Sequence[Number]) -> tuple[Number, Number]:
 def f1(said: Sequence[bool], true: Sequence[bool]) -> Number:
     """Harmonic mean of precision and recall of `yes`; 0 if no yes is right. POPE's second figure."""
     hits = sum(a and b for a, b in zip(said, true, strict=True))
+    # 2 P R / (P + R) with P = hits / said and R = hits / true.
     return 2 * hits / (sum(said) + sum(true)) if hits else 0.0
 
 
@@ -54,4 +56,5 @@ def paired(one: Sequence[Number], other: Sequence[Number]) -> tuple[Number, Numb
     Raises:
         ValueError: the two were not measured on equally many samples.
     """
+    # On the same questions their difficulty cancels, which two separate errors would count twice.
     return mean([a - b for a, b in zip(one, other, strict=True)])

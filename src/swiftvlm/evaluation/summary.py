@@ -32,8 +32,10 @@ def _record(cell: str, task: str, rows: list[Row], whole: dict[str, Row]) -> dic
     accuracy, error = mean(scores)
     record = {"task": task, "cell": cell, "samples": len(rows), "accuracy": accuracy, "error": error}
     record |= {key: mean([row[key] for row in rows])[0] for key in ("tokens", "flops", "kv_bytes")}
+    # A sum, so that it adds up over tasks; tables divide it by `samples`.
     record["seconds"] = sum(row["seconds"] for row in rows)
     if cell != VANILLA:
+        # A run that was stopped may have other questions than vanilla's: only common ones can be paired.
         record |= _compared([row for row in rows if row["key"] in whole], whole)
     if task == "pope":
         # A right `yes` and a wrong `no` both stand for a true yes.

@@ -51,6 +51,7 @@ def _accuracy(record: Record | None) -> str:
 
 def _share(cell: str, records: list[Record]) -> str:
     """Mean over tasks of the accuracy relative to vanilla, in percent."""
+    # Vanilla's records are not compared with themselves: they have no "relative".
     known = [1.0 for _ in records] if cell == VANILLA else [r["relative"] for r in records if "relative" in r]
     return f"{100 * sum(known) / len(known):.1f}" if known else "-"
 
@@ -63,4 +64,5 @@ def _costs(records: list[Record]) -> tuple[str, str, str]:
 
 
 def _mean(records: list[Record], key: str) -> Number:
+    # Over answers, as seconds are: tasks may have different numbers of them.
     return float(sum(record[key] * record["samples"] for record in records) / sum(r["samples"] for r in records))

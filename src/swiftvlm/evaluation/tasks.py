@@ -42,6 +42,7 @@ class Task:
     name: str
     version: int
     localization: bool
+    # A function: it takes the whole pool's scenes, and only tables ask.
     chance: Callable[[], Number]
     samples: tuple[Sample, ...]
 
@@ -84,6 +85,7 @@ def _sample(item: pool.Item, source: str) -> Sample:
         question.answer,
         shares,
         _touched([*(thing.box for thing in item.scene.things), *(sign.box for sign in item.scene.signs)]),
+        # A box asks for one thing; of a word, every sign that says it is a target.
         _middles([*([box] if box else []), *(sign.box for sign in item.scene.signs if sign.text == question.answer)]),
     )
 

@@ -28,12 +28,14 @@ def user_tasks(path: Path) -> list[Task]:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as refused:
         raise SwiftVLMError(f"{path}: cannot be read as text ({refused})") from None
+    # What is wrong with a line is its value here, not an exception: all bad lines are told together.
     read = [(number, _sample(line, path)) for number, line in enumerate(lines, 1) if line.strip()]
     samples = [found for _, found in read if isinstance(found, Sample)]
     _check(path, [f"{path}:{number}: {found}" for number, found in read if isinstance(found, str)], samples)
     grouped: dict[str, list[Sample]] = {}
     for sample in samples:
         grouped.setdefault(sample.task, []).append(sample)
+    # What guessing would earn is not known of a user's answers: 0. A box in every line makes a localization task.
     return [
         Task(name, 1, all(sample.box is not None for sample in found), lambda: 0.0, tuple(found))
         for name, found in grouped.items()

@@ -101,6 +101,7 @@ class Family:
         depth = config.vision_feature_layer
         if not isinstance(depth, int):
             raise FamilyError(f"features of several depths ({depth}) cannot be pruned before the language model")
+        # A negative one counts hidden_states, of which there is one more than layers: the first is the embedding.
         return depth if depth >= 0 else len(self.tower_layers(model)) + 1 + depth
 
     def tower_heads(
@@ -151,6 +152,7 @@ class Family:
         # Qwen3 and its like normalise every head's vector; a score without it would rank differently in silence.
         norm = dict(attention.named_children()).get(f"{which}_norm")
         heads = (norm(heads) if norm is not None else heads).transpose(1, 2)
+        # transformers turns queries and keys in one call: the same vectors stand in for both.
         turned: Tensor = heads if rotary is None else apply_rotary_pos_emb(heads, heads, *rotary)[0]
         return turned
 

@@ -29,4 +29,5 @@ class Llava(Family):
         side = vision.image_size // vision.patch_size
         images, left = divmod(len(features), side * side)
         grids = [grid_cells(image, 0, side, side) for image in range(images)]
+        # The empty one gives a row without images its shape: cat of nothing is an error.
         return None if left else torch.cat([torch.zeros(0, 4, dtype=torch.long), *grids])

@@ -43,10 +43,12 @@ class LlavaNext(Family):
         core: Any = self.core(model)
         vision: Any = model.config.vision_config
         side = vision.image_size // vision.patch_size
+        # All channels equal: the model puts in this very vector.
         newline = (features == core.image_newline.to(features)).all(-1).cpu()
         images: list[Tensor] = []
         start = 0
         while start < len(features):
+            # The thumbnail comes first and has no newlines.
             rows, columns = _extent(newline[start + side * side :])
             grid = self._grid(model, rows, columns, side)
             if grid is None:
@@ -87,6 +89,7 @@ def _image_cells(image: int, grid: tuple[int, int], rows: int, columns: int, sid
     """Thumbnail, then the unpadded middle of a grid of tiles, row by row with a newline behind each."""
     top, left = (grid[0] * side - rows) // 2, (grid[1] * side - columns) // 2
     row, column = torch.meshgrid(torch.arange(rows) + top, torch.arange(columns) + left, indexing="ij")
+    # Of the padded grid: an unpadded tile at the edge begins with a row or column that is not its first.
     tile = 1 + (row // side) * grid[1] + column // side
     patches = torch.stack([torch.full_like(row, image), tile, row % side, column % side], dim=-1)
     ends = torch.tensor([image, NO_CELL, NO_CELL, NO_CELL]).expand(rows, 1, 4)

@@ -12,6 +12,7 @@ from swiftvlm.plans import Number
 MARKS = "osD"  # another shape and kind of line every round of colours
 FONT = 8  # points, of small print
 LINES = ("-", "--", ":")
+# Okabe and Ito's, which stay apart for colour-blind readers, then grey and black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 
 
@@ -23,6 +24,7 @@ def draw_accuracy(summary: list[dict[str, Any]]) -> Figure:
     tasks = list(dict.fromkeys(record["task"] for record in summary))
     columns = min(3, max(1, len(tasks)))
     rows = max(1, math.ceil(len(tasks) / columns))
+    # Not pyplot's, as in all figures here: pyplot would keep each one alive until it is closed.
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     methods = list(dict.fromkeys(method_of(record["cell"]) for record in summary if record["cell"] != "vanilla"))
@@ -54,8 +56,10 @@ def _line(axes: Axes, method: str, records: list[dict[str, Any]], look: tuple[st
 
 
 def _panel(axes: Axes, task: str, records: list[dict[str, Any]], methods: list[str]) -> None:
+    # Mark and line both change from round to round, and the nine rounds are all the pairs there are.
     rounds = [(MARKS[i % 3], LINES[(i + i // 3) % 3]) for i in range(len(MARKS) * len(LINES))]
     looks = [(color, mark, line) for mark, line in rounds for color in COLORS]
+    # Also methods without a point here: looks agree between panels, and the first one's legend serves all.
     for look, method in zip(cycle(looks), methods, strict=False):
         _line(axes, method, [record for record in records if method_of(record["cell"]) == method], look)
     for record in records:

@@ -56,10 +56,12 @@ def light(run: Run, width: int, height: int, stage: int = -1) -> np.ndarray:
     bright = np.ones((height, width))
     if not run.after:
         return bright
+    # Both list the row's visual tokens in the same order: slots on one side, places in the grid on the other.
     story, cells = fates(run, 0)[stage], run.cells[0]
     rows, columns = int(cells[:, 2].max()) + 1, int(cells[:, 3].max()) + 1
     for (_, fate), (_, _, row, column) in zip(story.items(), cells.tolist(), strict=True):
         if fate.kind != "kept":
+            # Edges rounded down on both sides: neighbours meet, whatever the picture's size.
             part = np.s_[
                 row * height // rows : (row + 1) * height // rows,
                 column * width // columns : (column + 1) * width // columns,

@@ -28,6 +28,7 @@ def draw_cost(summary: list[dict[str, Any]]) -> Figure:
         axes.margins(x=0.15)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
+        # First cell on top. The panels share the axis: inverting it for the second would turn it back for both.
         if not axes.yaxis_inverted():
             axes.invert_yaxis()
     return figure
@@ -41,6 +42,7 @@ def _color(cell: str, cells: list[str]) -> str:
 
 def _value(summary: list[dict[str, Any]], cell: str, key: str) -> float:
     records = [record for record in summary if record["cell"] == cell]
+    # Seconds are sums over a record's samples, bytes are means already.
     if key == "seconds":
         return float(sum(record["seconds"] for record in records) / sum(record["samples"] for record in records))
     return float(sum(record[key] for record in records) / len(records) / 1e6)

@@ -62,11 +62,13 @@ def _fate_of(slot: int, place: int | None, decided: Story) -> Fate:
     if place is None:
         return Fate("dropped", None)
     fate = decided[place]
+    # Found in another token's slot, it was absorbed before: whatever becomes of that slot, it stays part of a mean.
     return fate if place == slot or fate.kind == "dropped" else Fate("absorbed", fate.speaker)
 
 
 def _next_home(place: int | None, decided: Story) -> int | None:
     fate = Fate("dropped", None) if place is None else decided[place]
+    # The speaker of a kept token is its own slot, of a dropped one None.
     return place if fate.kind == "bypassed" else fate.speaker
 
 

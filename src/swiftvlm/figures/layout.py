@@ -38,6 +38,7 @@ class Panel:
         """Left, top, right, bottom of a picture of this size in pixels, in patches from the grid's upper left."""
         if not self.fitted:
             return 0.0, 0.0, float(self.columns), float(self.rows)
+        # In patches a pixel: the picture fills one axis of the grid and is centred on the other.
         scale = min(self.columns / width, self.rows / height)
         left, top = (self.columns - width * scale) / 2, (self.rows - height * scale) / 2
         return left, top, self.columns - left, self.rows - top
@@ -55,10 +56,13 @@ def layout_of(cells: Int[Tensor, "visual 4"], tile_grid: tuple[int, int] | None 
         raise TraceError(f"none of the {len(cells)} cells lies in tile 0, so the grid's size is unknown")
     # Every tile is as large as tile 0; the others may have lost rows or columns to unpadding.
     high, wide = (within[tile == 0].amax(0) + 1).tolist()
+    # Newlines have tile -1 and lie in no panel.
     first = Panel("picture", high, wide, torch.where((tile == 0)[:, None], within, -1))
     if not bool((tile > 0).any()):
         return (first,)
+    # argmax of a mask is its first True: the first token behind the thumbnail.
     down, across = _tile_grid(cells[int((tile > 0).int().argmax()) :], tile_grid)
+    # Tiles count from 1, row by row; a cell's row and column are those within its tile.
     corner = torch.stack([(tile - 1) // across * high, (tile - 1) % across * wide], dim=1)
     stitched = torch.where((tile > 0)[:, None], corner + within, -1)
     thumbnail = Panel("thumbnail", high, wide, first.place)

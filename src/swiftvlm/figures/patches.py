@@ -60,6 +60,7 @@ def draw_patches(
     _check_boxes(boxes)
     whole = fates(run, row)
     if not whole:
+        # No token has a place: the grid is one of pixels.
         plain = Panel("picture", image.height, image.width, torch.zeros(0, 2, dtype=torch.long))
         figure, grid = _figure((plain,), 1, title)
         _picture(grid[0][0], image, plain, boxes, f"no stage ran: all {run.visual[row]} tokens\nin every layer")
@@ -67,6 +68,7 @@ def draw_patches(
     slots, cells = _tokens(run, row, image_index)
     panels = layout_of(cells, tile_grid)
     _check_shape(image, panels)
+    # This image's tokens only, in the order of its cells, which places and fates are paired by.
     stories = [{slot: story[slot] for slot in slots} for story in whole]
     figure, grid = _figure(panels, 1 + len(stories), title)
     for panel, line in zip(panels, grid, strict=True):
@@ -135,6 +137,7 @@ def _counts(story: Story) -> str:
 def _figure(panels: tuple[Panel, ...], columns: int, title: str) -> tuple[Figure, Any]:
     """An empty figure, a row of axes a panel; rows are as high as their panels are in proportion."""
     bounds = [panel.bounds() for panel in panels]
+    # Within limits: a very long picture would leave a row of axes too flat to see, or fill the page.
     heights = [min(max((bottom - top) / (right - left), 0.25), 2.5) for left, top, right, bottom in bounds]
     size = (PANEL * columns, PANEL * sum(heights) + 0.4 * len(panels) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
@@ -146,6 +149,7 @@ def _figure(panels: tuple[Panel, ...], columns: int, title: str) -> tuple[Figure
 def _picture(axes: Axes, image: Image, panel: Panel, boxes: Sequence[Sequence[Number]], title: str) -> None:
     """The picture under its grid: one unit a patch, cropped to the patches that exist."""
     left, top, right, bottom = panel.frame(image.width, image.height)
+    # y runs downwards: a token's patch is the unit square from (column, row).
     axes.imshow(np.asarray(image.convert("RGB")), extent=(left, right, bottom, top), zorder=0)
     for x1, y1, x2, y2 in boxes:
         corner = left + x1 * (right - left), top + y1 * (bottom - top)
@@ -162,6 +166,7 @@ def _picture(axes: Axes, image: Image, panel: Panel, boxes: Sequence[Sequence[Nu
 def _veil(axes: Axes, panel: Panel, story: Story) -> None:
     """Cover every patch that did not go on by itself, and frame the anchors."""
     colours = _colours(story)
+    # Alpha stays 0 where nothing covers the picture: at kept patches, and where the grid has no token.
     veil: Float[np.ndarray, "rows columns 4"] = np.zeros((panel.rows, panel.columns, 4))
     strokes = []
     for (down, right), (slot, fate) in zip(panel.place.tolist(), story.items(), strict=True):
@@ -170,6 +175,7 @@ def _veil(axes: Axes, panel: Panel, story: Story) -> None:
         veil[down, right] = _cover(fate, colours)
         if fate.kind == "absorbed":
             strokes.append([(right + 0.2, down + 0.8), (right + 0.8, down + 0.2)])
+        # Its own speaker without being kept: an anchor, in whose slot the merged token goes on.
         if fate.speaker == slot and fate.kind != "kept":
             corner = right + 0.08, down + 0.08
             axes.add_patch(Rectangle(corner, 0.84, 0.84, facecolor=colours[slot], edgecolor=GONE, lw=0.8, zorder=3))
@@ -182,6 +188,7 @@ def _veil(axes: Axes, panel: Panel, story: Story) -> None:
 
 def _border(covered: Bool[np.ndarray, "rows columns"]) -> list[list[tuple[int, int]]]:
     """The edges between covered patches and bare ones, as pairs of (x, y)."""
+    # Where rows y and y + 1 differ, the edge lies at height y + 1; columns likewise.
     below = np.argwhere(covered[1:] != covered[:-1]).tolist()
     beside = np.argwhere(covered[:, 1:] != covered[:, :-1]).tolist()
     flat = [[(x, y + 1), (x + 1, y + 1)] for y, x in below]

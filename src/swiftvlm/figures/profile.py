@@ -16,6 +16,7 @@ def draw_profile(facts: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
     layers = range(1, len(facts["relative"]) + 1)
+    # The first colour is the mean's.
     for color, (task, record) in zip(COLORS[1:] * 3, facts["tasks"].items(), strict=False):
         if record["vanilla"] > 0:
             shares = [value / record["vanilla"] for value in record["accuracy"]]

@@ -16,6 +16,7 @@ def draw_river(plans: Mapping[str, Plan]) -> Figure:
     panels = figure.subplots(len(plans), 1, sharex=True, squeeze=False)[:, 0]
     for axes, color, (name, plan) in zip(panels, COLORS * 3, plans.items(), strict=False):
         edges = range(plan.layers + 1)
+        # step="post" holds a value to the next edge, and edges are one more than layers: the last value is repeated.
         total = [*plan.tokens_per_layer, plan.tokens_per_layer[-1]]
         merged = _merged(plan)
         axes.fill_between(edges, [n / 2 for n in total], [-n / 2 for n in total], step="post", color=color, alpha=0.35)

@@ -192,6 +192,7 @@ def _frames(pen: _Pen) -> None:
     pen.text((468, 452), "in between", 10, INK, bold=True)
     pen.text((468, 480), "kept and merged\ntokens only")
     pen.text((468, 599), "layers\nx+1 … y-1", 9.5)
+    # Places count from 0: row 8 is below the stacks.
     _rail(pen, (GROUP, _row(8) - 6), (RESTORE, _row(8) - 6), 732, 15.0)
     pen.text((468, 755), "the members wait beside the layers, unchanged", 8, INK)
 
@@ -234,6 +235,7 @@ def _before_y(pen: _Pen) -> None:
     pen.stack(RANK, ALL)
     _bars(pen, RANK - 13, SCORES_Y, FINAL)
     for place, kind in enumerate(FINAL):
+        # Tokens that layer x kept ran through the layers themselves: no offset is added to them.
         if CHOSEN[place] == "K":
             pen.line(((AFTER, _row(place)), (RESTORE, _row(place))), KEPT)
         if kind == "K":
@@ -271,6 +273,7 @@ def _key(pen: _Pen, y: Number) -> None:
             pen.token((x, y), kind)
             x += PITCH
         pen.text((x - 3, y), words, ha="left")
+        # A letter of 8 points is about 6/100 inch wide.
         x += 6.05 * len(words) + 22
     pen.axes.plot(x, y, marker="*", markersize=8, color=INK, markeredgewidth=0)
     pen.text((x + 10, y), "holds the answer", ha="left")

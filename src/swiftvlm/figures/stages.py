@@ -62,6 +62,7 @@ def _panel(axes: Axes, image: Image, run: Run, stage: int, target: list[int]) ->
     axes.imshow(pixels * light(run, image.width, image.height, stage)[..., None], interpolation="nearest")
     columns, rows = int(run.cells[0][:, 3].max()) + 1, int(run.cells[0][:, 2].max()) + 1
     x, y = image.width / columns, image.height / rows
+    # `target` counts patches in raster order; the frame goes around all of them (a word may stand on several signs).
     across, down = [place % columns for place in target], [place // columns for place in target]
     corner = min(across) * x, min(down) * y
     size = (max(across) + 1) * x - corner[0], (max(down) + 1) * y - corner[1]

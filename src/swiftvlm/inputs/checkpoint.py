@@ -31,12 +31,14 @@ def load_checkpoint(name: str, dtype: str = "auto", device: str = "auto") -> tup
     place = _device(device)
     try:
         config = AutoConfig.from_pretrained(name)
+        # The architecture without its weights: what cannot be pruned is refused before gigabytes are read.
         with torch.device("meta"):
             skeleton: PreTrainedModel = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
         family = find_family(skeleton)
         family.language_model(skeleton)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
         processor: Any = AutoProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
+    # FamilyError is a ValueError, too, and says more than the line below would.
     except SwiftVLMError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -63,6 +65,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(name)
+        # `torch.device` takes any index; that the device is there only shows when something is put on it.
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise CheckpointError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from None

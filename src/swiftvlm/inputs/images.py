@@ -31,13 +31,16 @@ def open_image(source: str) -> Image.Image:
             # Pillow only warns about the smaller half of decompression bombs.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(_read(source)))
+            # `open` has read the header only: a huge picture is refused before it is decoded.
             _check_size(name, *picture.size)
             picture.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{name}: more pixels than {MOST_PIXELS:,}, which looks like a decompression bomb") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image that Pillow can read") from None
+    # Pillow tells a broken PNG chunk by a SyntaxError.
     except (OSError, SyntaxError, ValueError, EOFError) as broken:
+        # ImageError is a ValueError: a size that was refused above, or a file that could not be read.
         if isinstance(broken, ImageError):
             raise
         raise ImageError(f"{name}: the image is damaged or truncated ({broken})") from None
@@ -71,10 +74,12 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """RGB, 8 bits a channel. 16-bit and floating-point greys are scaled to their own range, not clipped to white."""
     if picture.mode.startswith("I") or picture.mode == "F":
         grey = np.asarray(picture, dtype=np.float64)
+        # Modes I and F do not say how large a value may be: the largest that there is stands for white.
         top = 65535.0 if picture.mode.startswith("I;16") else max(float(np.nan_to_num(grey).max()), 1.0)
         scaled = np.clip(np.nan_to_num(grey) / top * 255.0, 0, 255).astype(np.uint8)
         return Image.fromarray(scaled).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        # `convert` alone would drop the transparency and show whatever colour lies under it.
         layer = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return picture.convert("RGB")

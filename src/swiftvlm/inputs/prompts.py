@@ -39,6 +39,7 @@ def build_prompt(processor: Any, question: str, images: int, system: System = "t
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
         turns = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(turns, add_generation_prompt=True))
+    # Without a chat template, "template" means llava-hf's words.
     frames: dict[System, str] = {"vicuna": VICUNA, "template": PLAIN}
     return frames[system].format(images="\n".join([processor.image_token] * images), question=question)
 

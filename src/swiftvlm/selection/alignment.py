@@ -37,6 +37,7 @@ class Change:
     @property
     def means(self) -> Float[Tensor, "groups dim"]:
         """The members' mean change of each group."""
+        # Every group has its anchor: no count is 0.
         total = torch.zeros_like(self.merged).index_add_(0, self.groups, self.members)
         return total / self.groups.bincount(minlength=len(total))[:, None]
 
@@ -47,10 +48,12 @@ def changes(model: PreTrainedModel, inputs: dict[str, Any], method: Method, budg
     with torch.no_grad():
         with states:
             model(**inputs)
+        # A copy: the second run notes its states in the same dict.
         whole = dict(states.outputs)
         with prune(model, method, budget=budget) as trace, states:
             model(**inputs)
     run, found = trace.last, []
+    # The last stage never bypasses; it ends the stretch of the one before.
     for stage, after in enumerate(run.after[:-1]):
         # Groups whose tokens come back are bypassed; whatever is merged for good is nobody's stand-in.
         if len(run.anchors[stage][0]) and len(run.candidates[stage + 1][0]) == run.visual[0]:
@@ -61,10 +64,13 @@ def changes(model: PreTrainedModel, inputs: dict[str, Any], method: Method, budg
 def _change(run: Run, stage: int, after: int, whole: dict[int, Tensor], states: "_States") -> Change:
     last = run.after[stage + 1]
     places = _places(run, stage, whole[after].shape[1])
+    # Row g is group g: anchors ascend, and a group's number is its anchor's rank among them.
     anchors = torch.tensor([places[slot] for slot in run.anchors[stage][0].tolist()])
     groups = run.groups[stage][0]
     slots, groups = run.candidates[stage][0][groups >= 0], groups[groups >= 0]
+    # From the cut run, where the anchors' slots already hold the means when layer `after` + 1 begins.
     began, ended = (part[0].float().cpu() for part in (states.inputs[after + 1], states.outputs[last]))
+    # From the whole run, where every slot is its own place. In float32: these are differences of near-equal states.
     before, behind = (whole[layer][0].float().cpu() for layer in (after, last))
     return Change(after, last, ended[anchors] - began[anchors], behind[slots] - before[slots], groups)
 
@@ -72,6 +78,7 @@ def _change(run: Run, stage: int, after: int, whole: dict[int, Tensor], states: 
 def _places(run: Run, stage: int, length: int) -> dict[int, int]:
     """Where each slot of the prompt stands in the sequence behind a stage."""
     visual = set(run.candidates[0][0].tolist())
+    # Every stage before this one bypassed, so all visual tokens were back: this stage alone says which go on.
     stay = {*run.kept[stage][0].tolist(), *run.anchors[stage][0].tolist()}
     present = [slot for slot in range(length) if slot not in visual or slot in stay]
     return {slot: place for place, slot in enumerate(present)}
@@ -119,6 +126,7 @@ def agreement(change: Change) -> dict[str, Number]:
     layers move all visual tokens alike and grouping decides nothing.
     """
     means, own = change.means, change.merged[change.groups]
+    # The other group is the one before (`roll`); a lone group meets itself.
     told = {
         **_compared("mean", change.merged, means),
         **_compared("member", own, change.members),

@@ -37,6 +37,7 @@ class Choice:
 def _checked(profile: Sequence[Number]) -> Sequence[Number]:
     if len(profile) <= FIRST:
         raise SelectionError(f"a profile needs more than {FIRST} layers to choose from, got {len(profile)}")
+    # Only NaN differs from itself.
     if any(value != value for value in profile):
         raise SelectionError(f"layer {next(i for i, x in enumerate(profile, 1) if x != x)} of the profile is NaN")
     return profile
@@ -48,6 +49,7 @@ def records(profile: Sequence[Number]) -> tuple[int, ...]:
     Raises:
         SelectionError: fewer than four layers, or a value that is no number.
     """
+    # x_2: layers count from 1, the sequence from 0.
     best, found = _checked(profile)[1], []
     for layer in range(FIRST, len(profile) + 1):
         if profile[layer - 1] > best:
@@ -81,6 +83,7 @@ class Unevenness:
 def unevenness(profile: Sequence[Number]) -> Unevenness:
     """Of layers 2 to L; layer 1 is left out as in eq. 4."""
     layers = range(FIRST, len(_checked(profile)) + 1)
+    # Of equals `max` takes the first: a fall is told from the earliest layer that knew as much.
     best = {j: max(range(FIRST - 1, j), key=lambda i: profile[i - 1]) for j in layers}
     falls = {j: profile[best[j] - 1] - profile[j - 1] for j in layers}
     deepest = max(layers, key=lambda j: falls[j])
@@ -98,9 +101,11 @@ def rated(profile: Sequence[Number], layers: Sequence[int]) -> Choice:
     depth = len(_checked(profile))
     if list(layers) != sorted(set(layers)) or any(not FIRST <= layer <= depth for layer in layers):
         raise SelectionError(f"pruning layers ascend between {FIRST} and {depth}, got {tuple(layers)}")
+    # i_0 = 2, the chosen layers, i_{m+1} = L (eq. 7).
     ends = [2, *layers, depth]
     values = [profile[end - 1] for end in ends]
     area = sum(values[k] * (ends[k + 1] - ends[k]) for k in range(len(ends) - 1))
+    # Without layer k, the value of the one before would hold for its stretch, too (eq. 8).
     gains = tuple((values[k] - values[k - 1]) * (ends[k + 1] - ends[k]) for k in range(1, len(ends) - 1))
     return Choice(tuple(layers), area, area / (depth - 2), gains)
 
@@ -123,11 +128,14 @@ def choose(profile: Sequence[Number], stages: int, runnable: bool = False) -> Ch
             f"the profile has {len(allowed)} layers better than all before them ({', '.join(map(str, allowed))}); "
             f"{stages} pruning layers cannot be chosen"
         )
+    # Records ascend in value as in depth: among them any later layer may follow, and values need no comparing.
     best: Ways = {2: (0.0, ())}
     for stage in range(stages):
         # Nor can a lone first stage stand behind the last layer.
         able = allowed if not runnable or stage else [layer for layer in allowed if layer < len(profile)]
+        # Stages act after layers x, y - 1, ...: the second needs y > x + 1, a later one only to be later.
         best = _next(profile, best, able, 2 if runnable and stage == 1 else 1)
+    # L ends every way, chosen or not; behind a chosen L (gap 0) the last stretch is empty.
     ended = _extended(profile, best, len(profile), 0) if best else []
     if not ended:
         raise SelectionError(
@@ -169,6 +177,7 @@ def curve(profile: Sequence[Number], most: int | None = None, runnable: bool = F
             f"no layer from {FIRST} on is better than layer 2 ({profile[1]:.3f}): nothing to choose; ask more "
             "questions (--samples), or keep another --share"
         )
+    # One stage must be possible, and its error is the caller's. Where n are not, n + 1 are not either.
     found = [choose(profile, 1, runnable)]
     for stages in range(2, min(count, most or count) + 1):
         try:

@@ -51,13 +51,16 @@ class Watch:
         """The attention of the last prompt token; what is noted is what the latest prefill said."""
         scores = TextAttention(self.probe).rate(view)
         rows = range(len(scores))
+        # In place, since the record is frozen. Places among the row's visual tokens, not in its sequence.
         self.noted[:] = [first(scores[row, view.candidates[row]], self.share, self.ordered) for row in rows]
         return scores
 
 
 def first(scores: Tensor, share: Number, ordered: bool = False) -> tuple[int, ...]:
     """Places of the best `share` of scores (tokens,), at least one, ascending or best first; ties: the earlier."""
+    # Without the small number, 7% of 100 would be 8: the product comes out above 7.
     count = max(1, math.ceil(share * len(scores) - 1e-9)) if len(scores) else 0
+    # Stable, as `tokens.keep_top`: what is noted is what a stage would keep.
     order = torch.argsort(scores, descending=True, stable=True)
     best = order[:count].tolist()
     return tuple(best if ordered else sorted(best))
@@ -74,6 +77,7 @@ class Watching(Method):
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One stage a watch."""
+        # A lone watch is the last layer's: no stage can stand behind that one, so it projects before it.
         layers = range(1, shape.layers) if len(self.watches) > 1 else (shape.layers - 1,)
         return tuple(Stage(after=layer, score=watch) for layer, watch in zip(layers, self.watches, strict=True))
 
@@ -81,6 +85,7 @@ class Watching(Method):
         self, shape: ModelShape, visual: int, text: Number, budget: Budget = None, preset: str | None = None
     ) -> Plan:
         """Every token at every layer."""
+        # Cuts that keep everything: without any, no stage would run, and nothing be noted.
         cuts = tuple(Cut(stage.after, visual, 0) for stage in self.stages(shape)) if visual else ()
         return Plan(shape.layers, visual, text, cuts)
 
@@ -103,6 +108,7 @@ class Profiling(Evaluation):
 
     def cells(self) -> list[Cell]:
         """Vanilla and one cell a layer."""
+        # Only a stand-in for the layers' cells: what each batch keeps is known when `method` is asked.
         vanilla = find_method(VANILLA)
         return [Cell(label, vanilla, None) for label in (VANILLA, *(f"layer {i}" for i in range(1, self.layers + 1)))]
 
@@ -110,6 +116,7 @@ class Profiling(Evaluation):
         """Only the places of the cell's layer, which are looked up first if need be."""
         if cell.label == VANILLA:
             return cell.method
+        # Not in the journal: a run that goes on watches again, which is two prefills of the batch.
         if any(sample.key not in self.seen for sample in samples):
             self._watch(samples, inputs)
         layer = int(cell.label.split()[1])
@@ -123,6 +130,7 @@ class Profiling(Evaluation):
         for method in (Watching(watches), Watching((last,))):
             with torch.no_grad(), prune(self.model, method):
                 model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        # From [layer][row] to [row][layer].
         by_row = zip(*(watch.noted for watch in (*watches, last)), strict=True)
         self.seen.update(zip((sample.key for sample in samples), (list(places) for places in by_row), strict=True))
 
@@ -166,6 +174,7 @@ def profile_of(rows: Sequence[Row], layers: int) -> Profile:
     if not used:
         raise SelectionError(f"the model answers nothing in {', '.join(tasks) or 'no task'}, even unpruned")
     relative = _each(lambda *parts: _mean(parts), [_shares(one, "accuracy") for one in used])
+    # As of independent tasks: the errors add in squares.
     errors = _each(lambda *parts: math.hypot(*parts) / len(used), [_shares(one, "error") for one in used])
     spread = _each(lambda *parts: _mean(parts), [_stretched(one["accuracy"]) for one in used])
     left_out = tuple(task for task, record in tasks.items() if record["vanilla"] == 0)

@@ -45,6 +45,7 @@ def kept_of_top(run: Run, orders: Sequence[Order]) -> dict[str, Number]:
 
     A stage after `n` layers chooses for layer n + 1, so it is compared with the ranking of that layer.
     """
+    # A run names slots of the prompt, a ranking places among its visual tokens.
     visual = run.candidates[0][0].tolist()
     place = {slot: i for i, slot in enumerate(visual)}
     kept = {place[slot] for slot in run.kept[-1][0].tolist()}
@@ -54,5 +55,6 @@ def kept_of_top(run: Run, orders: Sequence[Order]) -> dict[str, Number]:
 
 
 def _share(found: set[int], order: Order, share: Number) -> Number:
+    # Rounded up as in `measure.first`.
     top = order[: max(1, math.ceil(share * len(order) - 1e-9))]
     return sum(place in found for place in top) / len(top)

@@ -85,6 +85,7 @@ def find_method(method: str | Method) -> Method:
     """An instance for a name in `METHODS`, or the instance given. Raises `MethodError`, with a guess for a typo."""
     if isinstance(method, Method):
         return method
+    # Before the guess below, which would offer another method for one that is known and cannot run.
     paper = NEEDS_WEIGHTS.get(str(method).lower())
     if paper is not None:
         raise MethodError(
@@ -103,6 +104,7 @@ def plan(
     budget: Budget,
     shape: ModelShape,
     visual_tokens: int,
+    # A short question in LLaVA-1.5's template: the published FLOPs come out at 69.5 (tests/numbers).
     text_tokens: Number = 70,
     preset: str | None = None,
 ) -> Plan:

@@ -23,11 +23,13 @@ class Preset:
 
     after: tuple[int, ...]
     cuts: tuple[tuple[int, int], ...]
+    # LLaVA-1.5's grid and depth, which nearly all published tables are for.
     visual: int = 576
     layers: int = 32
 
     def fits(self, shape: ModelShape, slots: Sequence[Slot]) -> bool:
         """Whether these stages are the published ones."""
+        # Depths, too: with `after=` by hand the same counts would be another average.
         return self.layers == shape.layers and self.after == tuple(slot.after for slot in slots)
 
     def fraction(self) -> float:
@@ -44,12 +46,14 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     source: ClassVar[str] = ""  # what it follows, and how closely
     presets: ClassVar[Mapping[str, Preset]] = {}
+    # No fields: `Method` itself is no dataclass. A subclass annotates anew what its users may set.
     counts: tuple[int, ...] | None = None
     merged_share: float = 0.0
     taper: float = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
+        # An empty tuple is falsy: `self.after or ...` in `stages` would take it for None.
         for name in ("after", "layers"):
             if vars(self).get(name) == ():
                 raise MethodError(f"{name} must name at least one layer, got ()")
@@ -94,6 +98,7 @@ class Method(ABC):
         self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
     ) -> tuple[Cut, ...]:
         if self.counts is not None:
+            # The same number twice: counts by hand are not scaled to the row, only clamped to what it has.
             return scale(self.split(self.counts, slots), slots, visual, visual)
         if budget is not None:
             average = target_average(budget, visual)
@@ -120,6 +125,7 @@ class Method(ABC):
         Where a method merges nothing, (k1, k2, ..., k_last) says it all; where the last stage merges, Z_last ends it.
         """
         stages, ends = len(slots), bool(slots and self.merged_share and slots[-1].merges)
+        # (k1, k2, k3) -> (k1, 0, k2, 0, k3): one form for the check and the pairs below.
         if not self.merged_share and len(counts) == stages:
             counts = tuple(part for kept in counts for part in (kept, 0))[:-1]
         due, last = (2 * stages, "Z") if ends else (2 * stages - 1, "k")
@@ -139,6 +145,7 @@ def _are_counts(values: Sequence[object]) -> bool:
 
 def at_depth(layers: tuple[int, ...], depth: int, published: int = 32) -> tuple[int, ...]:
     """Published depths as the same fractions of another depth, each at least one layer behind the one before."""
+    # In a very shallow model the last may lie beyond its end, which `check_stages` refuses.
     found: list[int] = []
     for layer in layers:
         found.append(max(round(layer * depth / published), 1 + (found[-1] if found else 0)))
@@ -155,12 +162,14 @@ def proportional(
         kept = [min(max(size * part // parts[0], 1), visual) for part in parts]
         return tuple(Cut(slot.after, count) for slot, count in zip(slots, kept, strict=True))
 
+    # Sizes beyond `visual` leave the first count as it is and let the others grow, until all keep everything.
     sizes = range(1, visual * (parts[0] // min(parts) + 1))
     return furthest(sizes, cuts, slots, layers, visual, average)
 
 
 def slots_of(stages: Sequence[Stage], merged_share: float, reduces: bool = False) -> tuple[Slot, ...]:
     """What a schedule has to fill in for these stages, behind a reduction before them if there is one."""
+    # One longer than `stages`, so that each meets the stage before it; the last has none to meet.
     before = (None, *stages)
     first = (Slot(0, True, merged_share),) if reduces else ()
     return first + tuple(
@@ -179,10 +188,12 @@ def check_stages(method: Method, stages: tuple[Stage, ...], shape: ModelShape) -
     depths = [stage.after for stage in stages]
     if any(a >= b for a, b in pairwise(depths)):
         raise MethodError(f"{method.name}: stages must act after more and more layers, got {depths}")
+    # `engine.trim` gives all layers before one set of tokens; behind two cuts there would be two to choose from.
     if len(depths) + (method.reduction is not None) > 1 and any(stage.trims for stage in stages):
         raise MethodError(
             f"{method.name}: a stage that trims the caches before it must be the only cut, got stages after {depths}"
         )
+    # After 0 layers is before the model, which a `reduction` does; behind the last layer nothing would run.
     if depths and not 1 <= depths[0] <= depths[-1] < shape.layers:
         raise MethodError(
             f"{method.name}: stages act after layers {depths}, but a model of {shape.layers} layers "

@@ -28,6 +28,7 @@ class Dart(Method):
     summary: ClassVar[str] = "what is least like a few pivots"
     paper: ClassVar[str] = "arXiv:2502.11494"
     source: ClassVar[str] = "second-hand: a description and other people's code"
+    # 4 visual pivots themselves, and 128 // 8 tokens for each of the 8 pivots, 4 of them text.
     presets: ClassVar[Mapping[str, Preset]] = {"128": Preset((2,), ((132, 0),))}
 
     after: int = 2

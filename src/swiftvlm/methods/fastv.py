@@ -10,6 +10,8 @@ from swiftvlm.scores import Random, TextAttention, Uniform
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Score, Stage
 
+# What a layer average B leaves behind two whole layers of 32: (32 B - 2 * 576) / 30, rounded down. That budgets
+# are averages, not counts behind the cut, is SparseVLMs' issue 12.
 PRESETS = {
     "192": Preset((2,), ((166, 0),)),
     "128": Preset((2,), ((98, 0),)),

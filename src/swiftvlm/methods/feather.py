@@ -12,6 +12,7 @@ from swiftvlm.scores import Covered, TextAttention
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Score, Stage
 
+# The official `fastv_k`: indexes from 0 of the first layers to see fewer tokens, so also how many ran before.
 AFTER = (8, 16)
 
 
@@ -36,6 +37,7 @@ class Feather(Method):
     summary: ClassVar[str] = "two cuts without RoPE; the first keeps a grid"
     paper: ClassVar[str] = "arXiv:2412.13180"
     source: ClassVar[str] = "official code; the grid within a fixed count"
+    # Expected unions of grid and best tokens, 64 + r * 512 of 576, then r ** 2 of that: r = .22 and .3.
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset(AFTER, ((176, 0), (8, 0))),
         "default": Preset(AFTER, ((217, 0), (19, 0))),
@@ -52,6 +54,7 @@ class Feather(Method):
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """The grid is kept by the first cut only."""
+        # "previous": officially layers[K - 1] is asked on its own input, just before it runs.
         score = TextAttention("previous", "visual", rope=False)
         depths = self.after or at_depth(AFTER, shape.layers)
         scores: list[Score] = [Covered(score, self.stride), *[score] * (len(depths) - 1)]
@@ -62,6 +65,8 @@ class Feather(Method):
         grid = visual / self.stride**2
 
         def cuts(first: int) -> tuple[Cut, ...]:
+            # Best tokens fall on the grid as often as anywhere: the union has grid + ratio * (visual - grid) tokens.
+            # With a stride of 1 all tokens are on the grid, and the quotient would be 0 / 0.
             ratio = max((first - grid) / (visual - grid), 0.0) if self.stride > 1 else first / visual
             counts = [first]
             for _ in slots[1:]:

@@ -47,6 +47,7 @@ def plain(value: object) -> object:
     """A list as a tuple, and any number as Python's own."""
     if isinstance(value, list | tuple):
         return tuple(plain(one) for one in value)
+    # bool is a number to Python: as 1, True would pass for an int.
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)

@@ -33,6 +33,7 @@ class GreedyPrune(Method):
 
     after: int = 2
     counts: tuple[int, ...] | None = None
+    # The third-party version's; the paper's threshold was not found.
     alike: float = 0.9
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ class HiPrune(Tiled):
     paper: ClassVar[str] = "arXiv:2508.00553"
     source: ClassVar[str] = "official code"
 
+    # The official setting: 4, 3 and 1 anchors at 192, 128 and 64 tokens.
     alpha: float = 0.1
 
     def __post_init__(self) -> None:

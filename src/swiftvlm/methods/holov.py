@@ -28,6 +28,7 @@ class HoloV(Tiled):
     paper: ClassVar[str] = "arXiv:2510.02912"
     source: ClassVar[str] = "official code; two flaws mended"
 
+    # The official code's for LLaVA (its version for Qwen has alpha 1).
     alpha: float = 0.09
     crops: int = 16
 

@@ -30,10 +30,13 @@ class IVCPrune(Method):
     summary: ClassVar[str] = "coordinate tokens of RoPE, and a foreground by values"
     paper: ClassVar[str] = "arXiv:2602.03060"
     source: ClassVar[str] = "official code; the foreground fills a fixed count"
+    # 115 foreground tokens, 6 seeds and twice 29 coordinates of 576, less what is in several sets. A share of the
+    # cache while decoding: the prefill's layer average is (16 * 576 + 16 * 161) / 32 = 368.5.
     presets: ClassVar[Mapping[str, Preset]] = {"28%": Preset((16,), ((161, 0),))}
 
     after: int | None = None
     counts: tuple[int, ...] | None = None
+    # Official for LLaVA: round(.05 N) by cosine and as many by sine, round(.01 N) seeds.
     coordinates: float = 0.1
     seeds: float = 0.01
 
@@ -45,5 +48,6 @@ class IVCPrune(Method):
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One stage that drops, in earlier layers' caches too."""
+        # Not `or`: after=0 is to be refused, not taken for None.
         after = self.after if self.after is not None else at_depth((16,), shape.layers)[0]
         return (Stage(after, Coordinates(Foreground(self.seeds), self.coordinates), trims=True),)

@@ -28,6 +28,7 @@ class Nuwa(TiledThenCut):
     summary: ClassVar[str] = "before the model: the best of every region, gathering; one cut inside"
     paper: ClassVar[str] = "arXiv:2602.02951"
     source: ClassVar[str] = "official code"
+    # The mean of both counts is the budget (to a token for LLaVA-NeXT, which keeps a tenth inside, not a seventh).
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset((0, 16), ((336, 0), (48, 0))),
         "128": Preset((0, 16), ((224, 0), (32, 0))),
@@ -37,6 +38,7 @@ class Nuwa(TiledThenCut):
         "next-160": Preset((0, 16), ((290, 0), (29, 0)), visual=2880),
     }
     parts: ClassVar[tuple[int, int]] = (336, 48)
+    # As the official code, which is FastV's; the paper's main text has the cosine with the mean text embedding.
     score: ClassVar[TextAttention] = TextAttention("previous")
 
     positions: Positions = "original"

@@ -15,6 +15,7 @@ from swiftvlm.stage import Drop, Measure, Merge, Positions, Stage
 AFTER = (3, 7, 16)  # the outputs of layers[2], [6] and [15]
 FIRST_AFTER = (3, 7, 16, 20)  # of the first release
 Version = Literal["1.5", "plus", "first"]
+# The official tables, also where the first cut of "96" keeps more than that of "128".
 PLUS_PRESETS: Mapping[str, Preset] = {
     "192": Preset(AFTER, ((300, 0), (200, 0), (118, 0))),
     "128": Preset(AFTER, ((238, 0), (108, 0), (60, 0))),
@@ -46,6 +47,8 @@ class SparseVLM(Method):
     summary: ClassVar[str] = "rated by the text it is about; dropped tokens recycled"
     paper: ClassVar[str] = "arXiv:2410.04417"
     source: ClassVar[str] = "official code, v1.5; no random addend"
+    # Official are the kept counts; the merged ones follow from them (`_recycled`) and are written out because a
+    # preset's average counts them.
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset(AFTER, ((300, 9), (200, 4), (110, 3))),
         "128": Preset(AFTER, ((303, 9), (110, 7), (36, 3))),
@@ -56,6 +59,7 @@ class SparseVLM(Method):
     after: tuple[int, ...] | None = None
     counts: tuple[int, ...] | None = None
     version: Version = "1.5"
+    # The first release's for MME; its scripts for POPE have 9 and 6, those for TextVQA .8 and 0.
     scale: float = 13.5
     bias: float = 0.0
 
@@ -82,6 +86,7 @@ class SparseVLM(Method):
     ) -> tuple[Cut, ...]:
         cuts = super()._cuts(slots, shape, visual, budget, preset)
         # A table says how many are kept, which says how many are recycled.
+        # A budget's cuts come from `_solved` and have their merged tokens already.
         recycles = self.version == "1.5" and budget is None
         return _recycled(slots, [cut.kept for cut in cuts], visual) if recycles else cuts
 
@@ -107,7 +112,9 @@ def _recycled(slots: Sequence[Slot], kept: Sequence[int], visual: int) -> tuple[
     """Cuts that keep so many each, with the merged tokens that the dropped ones make."""
     cuts: list[Cut] = []
     for slot, wanted in zip(slots, kept, strict=True):
+        # Merged tokens are ordinary candidates of the next cut.
         available = cuts[-1].total if cuts else visual
+        # Officially min(wanted, available - 1): here a count that keeps everything drops and merges nothing.
         count = min(wanted, available)
         dropped = available - count
         cuts.append(Cut(slot.after, count, int((int(0.3 * dropped) + 1) / 10) + 1 if dropped else 0))
@@ -117,6 +124,7 @@ def _recycled(slots: Sequence[Slot], kept: Sequence[int], visual: int) -> tuple[
 def _solved(slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
     """Geometric kept counts, as many as the average allows with the merged tokens that come with them."""
 
+    # Not `budget.solve`: how many are merged follows from how many are dropped, not from a share of the total.
     def cuts(ratio: float) -> tuple[Cut, ...]:
         return _recycled(slots, [max(int(visual * ratio ** (j + 1) + 1e-6), 1) for j in range(len(slots))], visual)
 
@@ -129,4 +137,5 @@ def _solved(slots: Sequence[Slot], layers: int, visual: int, average: float) -> 
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
+    # Halving never arrives at 1 itself.
     return cuts(1.0 if fits(1.0) else low)

@@ -48,6 +48,8 @@ class SwiftVLM(Method):
     summary: ClassVar[str] = "a few chosen layers; the rest bypasses"
     paper: ClassVar[str] = "arXiv:2602.03134"
     source: ClassVar[str] = "the paper; no official code exists"
+    # Geometric totals, under two names, are what `budget=` solves to; "flops-matched" ones come out at the FLOPs that
+    # the paper prints (docs/method.md).
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset(AFTER, ((246, 62), (132, 33), (88, 0))),
         "128": Preset(AFTER, ((172, 43), (64, 16), (30, 0))),
@@ -59,6 +61,7 @@ class SwiftVLM(Method):
 
     layers: tuple[int, ...] | None = None
     counts: tuple[int, ...] | None = None
+    # E: the paper only says that merged tokens are well above the 5% of its coarse setting (Fig. 7).
     merged_share: float = 0.2
     taper: float = 1.0
     rest: Fate | tuple[Fate, ...] = "bypass"
@@ -130,9 +133,11 @@ def scaled_layers(depth: int) -> tuple[int, ...]:
     """
     if depth == PAPER_DEPTH:
         return PAPER_LAYERS
+    # Not before layer 3: the paper's selection leaves layers 1 and 2 whole (sec. 3.2).
     first, second, third = (max(3, round(layer * depth / PAPER_DEPTH)) for layer in PAPER_LAYERS)
     # The first stage acts after its layer and the second before: first + 1 would leave no layer in between.
     second = max(second, first + 2)
+    # The second and the third both act before their layers: one apart is enough.
     chosen = (first, second, max(third, second + 1))
     if chosen[-1] > depth:
         raise MethodError(f"a model of {depth} layers is too shallow for SwiftVLM's three stages; give layers=...")

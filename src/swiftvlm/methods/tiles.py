@@ -18,6 +18,7 @@ class Tiled(Method):
     """Every tile on its own, before the language model; nothing inside it."""
 
     counts: tuple[int, ...] | None = None
+    # Officially the model is just given fewer features, and counts them; Nuwa and STAR say otherwise.
     positions: Positions = "renumbered"
 
     @property

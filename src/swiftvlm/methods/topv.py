@@ -34,6 +34,7 @@ class TopV(Method):
 
     after: int = 2
     counts: tuple[int, ...] | None = None
+    # The third-party version's; the paper's was not found.
     recover: int = 4
 
     def __post_init__(self) -> None:

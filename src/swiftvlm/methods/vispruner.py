@@ -24,6 +24,7 @@ class VisPruner(Tiled):
     paper: ClassVar[str] = "arXiv:2412.01818"
     source: ClassVar[str] = "official code; odd counts mended"
 
+    # The official default; its README runs .75 as well.
     ratio: float = 0.5
 
     def __post_init__(self) -> None:

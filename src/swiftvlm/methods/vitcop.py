@@ -36,6 +36,8 @@ class ViTCoP(Method):
     summary: ClassVar[str] = "before the model by [CLS]; inside by clusters and small keys"
     paper: ClassVar[str] = "arXiv:2601.17818"
     source: ClassVar[str] = "official code, read in part"
+    # .5, .4 and .3 of 576 in front, .18, .15 and .12 of these as clusters: `_solve` and `_cuts_of` have the lines
+    # that these points lie on.
     presets: ClassVar[Mapping[str, Preset]] = {
         "192": Preset((0, *AFTER), ((288, 0), (202, 51), (51, 0))),
         "128": Preset((0, *AFTER), ((230, 0), (131, 34), (33, 0))),
@@ -60,6 +62,7 @@ class ViTCoP(Method):
         """Quotas of clusters, then one cut by the size of keys."""
         first, second = self.after or at_depth(AFTER, shape.layers)
         score, merge = SmallKeys(), Merge(anchors="labels", added=True)
+        # The first cut leaves positions alone either way: the official code counts anew at the second one only.
         last = Stage(second, score, positions="gapped") if self.positions == "renumbered" else Stage(second, score)
         return (Stage(first, Quotas(), merge), last)
 
@@ -75,6 +78,7 @@ def _path(front: int, visual: int) -> list[tuple[int, int, int]]:
     A fifth is left at the end. Where that is less than the budget (early cuts inside, large budgets), more of them are,
     and then more in front.
     """
+    # `furthest` bisects: no step may leave fewer tokens on average than the one before.
     return [
         *((front, total, max(round(total / 5), 1)) for total in range(1, front + 1)),
         *((front, front, last) for last in range(max(round(front / 5), 1) + 1, front + 1)),
@@ -85,6 +89,7 @@ def _path(front: int, visual: int) -> list[tuple[int, int, int]]:
 def _cuts_of(slots: Sequence[Slot], visual: int, counts: tuple[int, int, int]) -> tuple[Cut, ...]:
     front, total, last = counts
     clusters = max(int((0.03 + 0.3 * front / visual) * front), 1)
+    # Where all may stay nothing merges: a cluster of one would be added to itself.
     merged = min(clusters, total - 1) if total < front else 0
     pairs = ((front, 0), (total - merged, merged), (last, 0))
     return tuple(Cut(slot.after, *pair) for slot, pair in zip(slots, pairs, strict=True))

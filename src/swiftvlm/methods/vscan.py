@@ -28,6 +28,7 @@ class VScan(TiledThenCut):
     summary: ClassVar[str] = "before the model: windows and the whole image; one cut inside"
     paper: ClassVar[str] = "arXiv:2505.22654"
     source: ClassVar[str] = "official code, read in part"
+    # The only setting that was found; a budget keeps its proportion.
     presets: ClassVar[Mapping[str, Preset]] = {"64": Preset((0, 16), ((96, 0), (32, 0)))}
     parts: ClassVar[tuple[int, int]] = (96, 32)
     score: ClassVar[TextAttention] = TextAttention("next")

@@ -18,6 +18,7 @@ from transformers import (
 from swiftvlm.mini import tokens
 from swiftvlm.mini.load import load_mini
 
+# Plain grey needs no data, and signs are read as well with it as with the mean feature of a patch (LOG.md).
 GREY = 128
 
 
@@ -36,6 +37,7 @@ def load_mini_anyres(
     plain, processor = load_mini(dtype)
     known: Any = plain.config
     side = known.vision_config.image_size
+    # One size to choose from, so every picture becomes one tile, whatever its shape.
     config = LlavaNextConfig(
         vision_config=copy.deepcopy(known.vision_config),
         text_config=copy.deepcopy(known.text_config),
@@ -56,6 +58,7 @@ def _grey(model: LlavaForConditionalGeneration, processor: LlavaProcessor, side:
     """What the language model is given for a patch of plain grey, the mean over the picture."""
     seen: Any = processor.image_processor(images=[Image.new("RGB", (side, side), (GREY,) * 3)], return_tensors="pt")
     features: Any = model.get_image_features(pixel_values=seen["pixel_values"].to(model.dtype), return_dict=True)
+    # Equal patches differ by their places, and a newline stands at the end of every row.
     mean: Tensor = features.pooler_output[0].mean(0)
     return mean
 

@@ -23,9 +23,12 @@ CORE = 0.7
 REACH = 2.0  # pixels around a thing's middle; patches that they touch carry its code
 FREQUENCIES = (0.5, 1.0, 2.0, 4.0, 8.0)  # full waves over the picture's side
 SLOTS = max(LENGTHS)
+# 0 is a patch that shows nothing; the kinds count from 1 in their order, and a sign is the last.
 NO_KIND, SIGN = 0, len(KINDS) + 1
+# In the order of a code's entries, by which `start` and `dense` find them; `shown` has two, yes and no.
 WIDTHS = {"shown": 2, "kind": len(KINDS) + 1, "color": len(COLORS), "box": 8 * len(FREQUENCIES), "word": SLOTS * 20}
 WIDTH = sum(WIDTHS.values())
+# 20 sines and 20 cosines are 1.8 long together at this scale, where a kind or a colour is 1.
 BOX_SCALE = 0.4
 
 
@@ -50,6 +53,7 @@ class Patches:
 def _middle(box: Box, cells: int) -> tuple[slice, slice]:
     """Rows and columns of the patches under the middle of a box."""
     x, y = box.center
+    # y first: grids are rows by columns, boxes x before y.
     spans = [(int((at - REACH) // PATCH), int((at + REACH) // PATCH)) for at in (y, x)]
     rows, columns = (slice(max(0, first), min(cells, last + 1)) for first, last in spans)
     return rows, columns
@@ -62,6 +66,7 @@ def _core(box: Box, cells: int) -> tuple[slice, slice]:
         middle, half = (low + high) / 2, CORE * (high - low) / 2
         first = math.ceil((middle - half) / PATCH - 0.5)
         last = math.floor((middle + half) / PATCH - 0.5)
+        # A box too thin to hold a patch's middle has the patch under its own middle.
         if last < first:
             first = last = int(middle / PATCH)
         spans.append(slice(max(0, first), min(cells, last + 1)))
@@ -74,6 +79,7 @@ def patches(scenes: list[Scene], corners: list[tuple[int, int]] | None = None) -
     shape = (len(scenes), cells, cells)
     corners = corners or [(0, 0)] * len(scenes)
     y, x = np.mgrid[0:cells, 0:cells].astype(np.float32) + 0.5
+    # Corners are (row, column), spots and boxes x before y; both in shares of the full picture's side.
     spots = np.stack([np.stack([x + across, y + down], -1) for down, across in corners]) * PATCH / SIDE
     grid: dict[str, Any] = {
         **{name: np.zeros(shape, dtype=np.int64) for name in ("kind", "color", "letter")},
@@ -104,6 +110,7 @@ def _stamp_letters(part: dict[str, Any], sign: Sign) -> None:
     """Each letter of a sign into the patch under its middle."""
     row = int((sign.box.top + sign.box.bottom) / 2 / PATCH)
     for char, (a, b) in zip(sign.text, letter_spans(sign.text, sign.font, sign.font_size), strict=True):
+        # 4: the plate's rim, as `drawing` pastes the word. Of two narrow letters on one patch the later one is told.
         part["letter"][row, int((sign.box.left + 4 + (a + b) / 2) / PATCH)] = LETTERS.index(char) + 1
 
 
@@ -113,6 +120,7 @@ def _stamp(part: dict[str, Any], where: tuple[slice, slice], thing: Thing | Sign
     part["word"][where] = 0
     if isinstance(thing, Sign):
         part["kind"][where], part["color"][where] = SIGN, 0
+        # Two slices make a view, which is written into; a mask here would write into a copy.
         part["word"][where][..., : len(thing.text)] = [LETTERS.index(char) + 1 for char in thing.text]
     else:
         part["kind"][where] = KINDS.index(thing.kind) + 1
@@ -121,6 +129,7 @@ def _stamp(part: dict[str, Any], where: tuple[slice, slice], thing: Thing | Sign
 
 def waves(box: Tensor) -> Tensor:
     """Boxes of shape (..., 4) as sines and cosines of every coordinate, (..., 8 * frequencies)."""
+    # (..., 4, frequencies): edge by edge, the sines before the cosines; `start` halves them into two corners.
     angle = 2 * math.pi * box[..., None] * torch.tensor(FREQUENCIES)
     return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
@@ -134,9 +143,11 @@ def encode(labels: Patches, width: int) -> Tensor:
     if width < WIDTH:
         raise ValueError(f"a width of {width} does not hold the code of a patch; at least {WIDTH}")
     shown = labels.middle.float()[..., None]
+    # Label 0, nothing, has no entry of its own.
     kind = torch.nn.functional.one_hot(labels.kind, len(KINDS) + 2)[..., 1:]
     color = torch.nn.functional.one_hot(labels.color, len(COLORS) + 1)[..., 1:]
     word = torch.nn.functional.one_hot(labels.word, len(LETTERS) + 1)[..., 1:].flatten(-2)
+    # Times `shown`: the cosines of an empty box are 1, not 0.
     told = shown * torch.cat([kind, color, BOX_SCALE * waves(labels.box), word], dim=-1)
     code = torch.cat([shown, 1 - shown, told], dim=-1)
     return torch.nn.functional.pad(code, (0, width - WIDTH))

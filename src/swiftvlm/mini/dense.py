@@ -18,6 +18,7 @@ class Heads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         letters = len(LETTERS) + 1
+        # Each with a class for none, `kind` with one for signs as well; then the four edges of the box.
         self.sizes = [len(KINDS) + 2, len(COLORS) + 1, letters, *[letters] * codes.SLOTS, 4]
         self.patch = nn.Linear(width, sum(self.sizes))
         self.whole = nn.Linear(width, len(KINDS))
@@ -33,6 +34,7 @@ def patch_loss(heads: Heads, hidden: Tensor, projected: Tensor, labels: codes.Pa
     kind, color, letter, *slots, offsets = heads(rest)
     shown = labels.kind > 0
     core = labels.kind[shown], labels.color[shown], labels.word[shown]
+    # Nothing is by far the commonest label, of kinds here and of letters below: it weighs less.
     rare = torch.where(shown, 1.0, 0.15)
     every = F.cross_entropy(kind.transpose(1, 2), labels.kind, reduction="none")
     found = {"kind": (every * rare).sum() / rare.sum()}
@@ -42,13 +44,17 @@ def patch_loss(heads: Heads, hidden: Tensor, projected: Tensor, labels: codes.Pa
     found["letter"] = (read * weight).sum() / weight.sum()
     sign = core[0] == codes.SIGN
     if sign.any():
+        # Empty slots count, too: a word of two letters must not get a third.
         found["word"] = torch.stack([F.cross_entropy(slots[i][shown][sign], core[2][sign, i]) for i in SLOTS]).sum()
+    # In patches, from the patch's own middle: edges are small numbers at every place of the grid.
     around = (labels.box - labels.spot.repeat(1, 1, 2)) * SIDE / PATCH
     found["box"] = F.smooth_l1_loss(offsets[shown], around[shown], beta=0.2)
+    # (rows, kinds): which kinds the picture has anywhere; the classes for none and for signs are cut off.
     there = F.one_hot(labels.kind, len(KINDS) + 2).amax(1)[:, 1:-1].float()
     found["whole"] = F.binary_cross_entropy_with_logits(heads.whole(first), there)
     target = codes.encode(labels, projected.shape[-1])
     wrong = ((projected - target) ** 2).sum(-1)
+    # Two means, since codes stand on few patches and the sum over all others would outweigh them.
     found["code"] = wrong[labels.middle].mean() + 0.3 * wrong[~labels.middle].mean()
     return found
 
@@ -60,10 +66,13 @@ def read_codes(projected: Tensor, labels: codes.Patches) -> dict[str, float]:
     shown = labels.middle
     sign = shown & (labels.kind == codes.SIGN)
     thing = shown & ~sign
+    # An argmax names a letter in empty slots, too; only the first two, which every sign has, are compared below.
     guess = parts["word"].reshape(*projected.shape[:2], codes.SLOTS, -1).argmax(-1) + 1
     wave = parts["box"].reshape(*projected.shape[:2], 4, -1) / codes.BOX_SCALE
+    # One candidate for every pixel at which an edge may lie, 0 to 336.
     grid = torch.linspace(0, 1, 337, device=projected.device)
     keys = codes.waves(grid[:, None].expand(-1, 4)).reshape(len(grid), 4, -1)[:, 0]
+    # All points on the waves are equally long: the largest product is the nearest point.
     edges = (wave[shown] @ keys.T).argmax(-1) / 336
     return {
         "kind": float((parts["kind"].argmax(-1) + 1 == labels.kind)[shown].float().mean()),
@@ -83,5 +92,7 @@ def letter_loss(projected: Tensor, word: Tensor) -> Tensor:
     spans = list(codes.WIDTHS.values())
     word_part = torch.split(projected[..., : codes.WIDTH], spans, dim=-1)[-1]
     entries = word_part.reshape(*word_part.shape[:-1], codes.SLOTS, -1)
+    # The first column, as high as what tells a letter, is no letter; `word` - 1 counts from it, and -1 is ignored.
+    # Times 8, so that a perfect entry, 1 against a half, is told with 98%.
     none = torch.full_like(entries[..., :1], 0.5)
     return F.cross_entropy(8.0 * torch.cat([none, entries], dim=-1).flatten(0, 2), word.flatten() - 1, ignore_index=-1)

@@ -22,6 +22,7 @@ def photo(path: str) -> Image.Image:
         SwiftVLMError: the package that holds it is not installed.
     """
     package, _, inside = path.partition("/")
+    # Found, not imported: only a file in the package's folder is wanted.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise SwiftVLMError(f'scenes stand on photographs of {package}: pip install "swiftvlm[scenes]"')
@@ -32,6 +33,7 @@ def photo(path: str) -> Image.Image:
 
 def _texture(rng: random.Random, side: int) -> np.ndarray:
     """Two colours blended by a few waves and coarse noise: (side, side, 3) float, 0 to 255."""
+    # By the full picture's side: the smaller pictures of training have waves of the same length.
     y, x = np.mgrid[0:side, 0:side] / 336
     blend = np.zeros((side, side))
     for _ in range(rng.randint(1, 4)):
@@ -50,6 +52,7 @@ def _texture(rng: random.Random, side: int) -> np.ndarray:
 def _crop(rng: random.Random, path: str, side: int) -> np.ndarray:
     """A window of a photograph at some scale, perhaps mirrored: (side, side, 3) float."""
     picture = photo(path)
+    # A smaller picture shows less of the photograph, at the same scale.
     width = rng.uniform(0.5, 1) * min(picture.size) * side / 336
     left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - width)
     box = (left, top, left + width, top + width)
@@ -76,6 +79,7 @@ def _paste_thing(canvas: Image.Image, thing: Thing) -> None:
     mask = sprites.sprite(thing.kind, thing.angle).resize(size, Image.Resampling.LANCZOS)
     light = sum(thing.tint) > 330
     rim = (25, 25, 25) if light else (235, 235, 235)
+    # The mask, fainter and one pixel off in four directions: the rim reaches a pixel beyond the thing's box.
     for step in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         canvas.paste(rim, (left + step[0], top + step[1]), mask.point(lambda value: value * 6 // 10))
     canvas.paste(thing.tint, (left, top), mask)
@@ -84,6 +88,7 @@ def _paste_thing(canvas: Image.Image, thing: Thing) -> None:
 def _paste_sign(canvas: Image.Image, sign: Sign) -> None:
     """A plate with a word in its middle."""
     plate, ink = ((40, 44, 52), (250, 250, 240)) if sign.dark else ((247, 244, 232), (20, 20, 24))
+    # Whole numbers already (`scenes._sign` rounds), so letters stand exactly where their labels say.
     left, top, right, bottom = (int(value) for value in sign.box)
     canvas.paste(ink, (left, top, right, bottom))
     canvas.paste(plate, (left + 1, top + 1, right - 1, bottom - 1))
@@ -93,6 +98,7 @@ def _paste_sign(canvas: Image.Image, sign: Sign) -> None:
 
 def draw(scene: Scene) -> Image.Image:
     """The picture of a scene, the same every time."""
+    # A stream of its own, at an offset that no scene's seed reaches: a change to drawing moves nothing in a scene.
     rng = random.Random(POOLS[scene.pool].offset + scene.seed + 7 * 10**11)
     canvas = _ground(scene, rng)
     for thing in scene.things:

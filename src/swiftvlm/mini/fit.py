@@ -28,6 +28,7 @@ def _looked_at(model: LlavaForConditionalGeneration, first: int) -> list[Tensor]
     for count, side in ((WINDOWS, SIDE // 2), (WHOLE, SIDE)):
         for start in range(first, first + count, ROUND):
             scenes = [scene(TRAIN, start + i, side=side, objects=(6, 12), plates=side < SIDE) for i in range(ROUND)]
+            # No corners: windows lie in the upper left one, for labels and tower alike; whole pictures show the rest.
             labels = codes.patches(scenes)
             sign = (labels.middle & (labels.kind == codes.SIGN))[..., None]
             hidden = see(model, pictures(scenes).to(model.device))[:, 1:].cpu()
@@ -43,7 +44,9 @@ def fit_projector(model: LlavaForConditionalGeneration, steps: int, rate: float 
     hidden, code, word, middle = _looked_at(model, first)
     projector = model.model.multi_modal_projector
     optimizer = torch.optim.AdamW(projector.parameters(), lr=rate, weight_decay=0.0)
+    # At least two steps of rise: the schedule divides by one less than their number.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=max(0.1, 2 / steps))
+    # Signs, things and nothing are drawn equally often: the letters of signs are the rare entries that come last.
     sides = [there.nonzero()[:, 0] for there in (word[:, 0] > 0, middle & (word[:, 0] == 0), ~middle)]
     last: list[float] = []
     for _ in range(steps):

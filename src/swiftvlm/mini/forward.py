@@ -17,17 +17,20 @@ def see(model: LlavaForConditionalGeneration, pixels: Tensor, corners: list[tupl
 
     `corners`: row and column of the full grid at which each picture lies; smaller pictures use those positions only.
     """
+    # Step by step, since CLIP's own embeddings refuse a smaller picture or stretch all positions over it.
     tower = model.model.vision_tower
     shade = (pixels - pixels.new_tensor(MEAN)[:, None, None]) / pixels.new_tensor(STD)[:, None, None]
     parts = tower.embeddings.patch_embedding(shade)
     cells = parts.shape[-1]
     index = torch.arange(GRID * GRID, device=pixels.device).view(GRID, GRID)
     windows = [index[down : down + cells, across : across + cells] for down, across in corners or [(0, 0)]]
+    # + 1: the table begins with the class token's position. A single window serves all rows.
     places = torch.stack(windows).flatten(1) + 1
     table = tower.embeddings.position_embedding.weight
     parts = parts.flatten(2).transpose(1, 2) + table[places]
     first = (tower.embeddings.class_embedding + table[0]).expand(len(parts), 1, -1)
     hidden: Tensor = tower.pre_layrnorm(torch.cat([first, parts], dim=1))
+    # No norm behind the last layer: its output is taken as it is (`vision_feature_layer=-1`).
     for layer in tower.encoder.layers:
         hidden = layer(hidden, None)
     return hidden
@@ -40,9 +43,11 @@ def answer(model: LlavaForConditionalGeneration, visual: Tensor, places: Tensor,
     """
     language = model.model.language_model
     embed = language.embed_tokens
+    # `SPECIAL` opens the vocabulary, so an index in it is an id.
     start = embed(torch.tensor([SPECIAL.index("<s>"), SPECIAL.index("USER:")], device=visual.device))
     hidden = torch.cat([start.expand(len(visual), -1, -1), visual, embed(pack.ids)], dim=1)
     first = torch.arange(PREFIX, device=visual.device).expand(len(visual), -1)
+    # Positions keep their gaps where only some visual tokens are given.
     where = torch.cat([first, places + PREFIX, pack.places], dim=1)
     sight = mask(pack.owner, PREFIX + visual.shape[1])
     angles = language.rotary_emb(hidden, position_ids=where)
@@ -54,6 +59,7 @@ def answer(model: LlavaForConditionalGeneration, visual: Tensor, places: Tensor,
 
 def answer_loss(logits: Tensor, pack: Pack) -> Tensor:
     """Weighted mean cross-entropy of the answers' tokens; `logits` (rows, tokens, words)."""
+    # Shifted over the whole row: an answer's first token is told at its own `ASSISTANT:`, never by another question.
     wrong = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), pack.labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from swiftvlm.mini.scenes import Scene, Thing
 
 MARGIN = 9.0  # pixels by which one thing must stand beyond another to be called left of it, above it, ...
+# (axis, sign) as `beyond` takes them: 0 is x, 1 is y, which grows downwards.
 PLACES = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
@@ -35,6 +36,7 @@ def beyond(one: Thing, other: Thing, axis: int, sign: int) -> bool:
 
 def _alike(scene: Scene, phrase: Phrase) -> list[Thing]:
     """Things that fit what a phrase says of the thing itself."""
+    # Looks are exact, sizes too; only places and relations have a margin.
     return [
         thing
         for thing in scene.things
@@ -50,9 +52,11 @@ def fitting(scene: Scene, phrase: Phrase) -> list[Thing]:
         if len(anchors) != 1:
             return []
         axis, sign = SIDES[side]
+        # Only what stands clearly on the wrong side is out: whatever is within the margin may be meant.
         found = [thing for thing in found if thing is not anchors[0] and not beyond(anchors[0], thing, axis, sign)]
     if phrase.place:
         axis, sign = PLACES[phrase.place]
+        # The outermost of those still in question; two that are nearly level both remain.
         found = [thing for thing in found if not any(beyond(other, thing, axis, sign) for other in found)]
     return found
 
@@ -63,6 +67,7 @@ def fits(scene: Scene, thing: Thing, phrase: Phrase) -> bool:
     if len(found) != 1 or found[0] is not thing:
         return False
     anchors = [(SIDES[side], fitting(scene, other)[0]) for side, other in phrase.beside]
+    # `fitting` left out what is clearly wrong; the thing itself must be clearly right.
     return all(beyond(thing, anchor, *direction) for direction, anchor in anchors)
 
 
@@ -90,6 +95,7 @@ def relations(rng: random.Random, scene: Scene, thing: Thing) -> Iterator[tuple[
     others = [other for other in scene.things if other is not thing]
     rng.shuffle(others)
     for other in others:
+        # By looks alone: no relation leads to another relation or to a place.
         told = next((phrase for phrase in looks(rng, other) if _alike(scene, phrase) == [other]), None)
         sides = [side for side, direction in SIDES.items() if beyond(thing, other, *direction)]
         if told and sides:

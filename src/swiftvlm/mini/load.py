@@ -29,6 +29,7 @@ def load_mini(dtype: torch.dtype = torch.float32) -> tuple[LlavaForConditionalGe
 
 def ship(model: LlavaForConditionalGeneration, folder: Path = WEIGHTS) -> int:
     """Write a trained model as this package ships it: bfloat16, shards of at most 15 MB. Returns its size in bytes."""
+    # Emptied first: shards that an earlier model was split into would be shipped beside the new ones.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for weight in model.parameters():

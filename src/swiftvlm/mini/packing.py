@@ -16,6 +16,7 @@ from swiftvlm.mini.questions import Question, ask
 from swiftvlm.mini.scenes import GRID, Scene
 from swiftvlm.mini.tokens import GAP, tokenizer
 
+# The shipped weights' last rounds asked `text` 7 times of 18, then `gqa` 7 times of 20 (LOG.md).
 MIX = {"ref": 2, "ref+": 2, "refg": 2, "text": 5, "gqa": 3, "pope": 2}  # shares of the questions in training
 EASY = {"ref": 1, "ref+": 4, "text": 2, "gqa": 3, "pope": 2}  # at the beginning: one look answers them
 PREFIX = 2  # `<s>` and `USER:` before the picture
@@ -51,6 +52,7 @@ def worth() -> Tensor:
     """
     table = torch.full((len(words()),), 1.5)
     ids = words().get_vocab()
+    # The ids of coordinates follow each other, `0.00` to `1.00`.
     table[ids["0.00"] : ids["1.00"] + 1] = 0.4
     table[[ids[token] for token in ("]", "," + GAP, GAP + "[")]] = 0.05
     table[ids["</s>"]] = 0.6  # where a word of two letters ends is as hard to tell as its letters
@@ -68,6 +70,7 @@ def moved(made: Pack, device: torch.device) -> Pack:
 def draw_questions(rng: random.Random, scene: Scene, count: int, easy: bool = False) -> list[Question]:
     """Up to `count` questions about a scene in the proportions of `MIX` (or `EASY`), none twice."""
     mix = EASY if easy else MIX
+    # Twice as many as wanted: some scenes offer no such question, and some questions come twice.
     tasks = rng.choices(list(mix), list(mix.values()), k=2 * count)
     found = dict.fromkeys(question for task in tasks if (question := ask(rng, scene, task, tries=3)))
     return list(found)[:count]
@@ -75,6 +78,7 @@ def draw_questions(rng: random.Random, scene: Scene, count: int, easy: bool = Fa
 
 def pack(batch: list[list[Question]], length: int) -> Pack:
     """Questions with their answers, row by row, cut to what fits into `length` tokens."""
+    # With the spaces of the chat template: a word without the space before it is another token, or none.
     told = [(f" {q.text} ASSISTANT:", f" {q.answer}</s>") for row in batch for q in row]
     asked = iter(words()([one for one, _ in told], add_special_tokens=False).input_ids)
     answered = iter(words()([two for _, two in told], add_special_tokens=False).input_ids)
@@ -86,6 +90,7 @@ def pack(batch: list[list[Question]], length: int) -> Pack:
     for i, row in enumerate(batch):
         at, inside = 0, []
         for question in row:
+            # Both iterators move on before a question may be left out; a shorter one behind it may still fit.
             first, second = next(asked), next(answered)
             end = at + len(first) + len(second)
             if end > length:
@@ -104,8 +109,10 @@ def pack(batch: list[list[Question]], length: int) -> Pack:
 def mask(owner: Tensor, seen: int) -> Tensor:
     """Additive attention mask (rows, 1, n, n) for a prefix of `seen` tokens and packed questions behind it."""
     everyone = torch.nn.functional.pad(owner + 1, (seen, 0), value=0)  # 0 prefix, 1 padding
+    # By place in the row and not by position: packed questions share their positions.
     causal = torch.ones(everyone.shape[1], everyone.shape[1], dtype=torch.bool, device=owner.device).tril()
     queries, keys = everyone[:, :, None], everyone[:, None, :]
+    # Padding is an owner like any other: its rows see the prefix and themselves, so that none is empty.
     allowed = causal & ((keys == 0) | (keys == queries))
     lowest = torch.finfo(torch.float32).min
     return torch.zeros(allowed.shape, device=owner.device).masked_fill(~allowed, lowest)[:, None]

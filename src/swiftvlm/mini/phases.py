@@ -17,6 +17,7 @@ from swiftvlm.mini.packing import Pack, draw_questions, moved, pack, words
 from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene, scene
 from swiftvlm.mini.words import TRAIN
 
+# `language` and `tower` draw from seed 0 on, `fit` from 7 * 10**8, `pool` on the training pool from 2 * 10**9.
 SEEN_FROM = 5 * 10**8  # first seed of the scenes that the last phases read
 EASY_SHARE = 0.1  # of the language phase: few things, plain questions
 QUESTIONS, TEXT = 12, 224  # questions packed behind a picture, and the tokens they may take
@@ -49,12 +50,14 @@ class Phase:
 
 def scenes_of(step: int, batch: int, progress: float = 1.0, first: int = 0) -> list[Scene]:
     """Scenes of a step; crowded ones come later."""
+    # Up to 12, as in the test pool, from a third of the time on.
     least, most = (2, 6) if progress < EASY_SHARE else (4, 6 + round(6 * min(1.0, 3 * progress)))
     return [scene(TRAIN, first + step * batch + i, objects=(least, most)) for i in range(batch)]
 
 
 def packed(scenes: list[Scene], device: torch.device, easy: bool = False, turn: int = 0) -> Pack:
     """Questions about each scene, drawn with its own seed, others every turn."""
+    # 10**13 is beyond every seed: no two pairs of scene and turn share a generator.
     asked = [draw_questions(random.Random(one.seed + turn * 10**13), one, QUESTIONS, easy) for one in scenes]
     return moved(pack(asked, TEXT), device)
 
@@ -75,6 +78,7 @@ def right(logits: Tensor, made: Pack) -> dict[str, float]:
             if question.box is None:
                 scores[question.task].append(float(torch.equal(said, true)))
             else:
+                # Coordinates stand at odd places, behind `[` and commas; any other word there becomes a number, too.
                 spoken, box = ((part[1:9:2] - zero).float() / 100 for part in (said, true))
                 scores[question.task].append(float(overlap(spoken, box) >= 0.5))
     return {task: round(float(np.mean(found)), 3) for task, found in sorted(scores.items())}
@@ -94,6 +98,7 @@ def overlap(one: Tensor, other: Tensor) -> float:
 
 def chosen(shown: Tensor, count: int, seed: int) -> Tensor:
     """Indexes (rows, count) of visual tokens: all that show something, others at random, in order of place."""
+    # Noise is below 1: what is shown goes first, and is lost only where there is more of it than `count`.
     noise = torch.rand(shown.shape, generator=torch.Generator().manual_seed(seed))
     return (noise + shown.float()).topk(count, dim=-1).indices.sort(dim=-1).values
 
@@ -102,6 +107,7 @@ class Language(Phase):
     """The language model alone, on the codes of patches, shaken so that it bears a tower that errs."""
 
     name = "language"
+    # 12 objects of at most 4 patches each; easy scenes have half as many, and half the tokens.
     visual = 48
 
     def trained(self) -> list[nn.Parameter]:
@@ -111,6 +117,7 @@ class Language(Phase):
         labels = codes.patches(scenes)
         places = chosen(labels.middle, self.visual // (1 + easy), seed)
         generator = torch.Generator().manual_seed(seed)
+        # 0.004 is 1.3 pixels. The answers stay exact.
         labels.box = labels.box + 0.004 * torch.randn(labels.box.shape, generator=generator)
         vectors = codes.encode(labels, self.model.lm_head.in_features)
         vectors = vectors.gather(1, places[..., None].expand(-1, -1, vectors.shape[-1]))
@@ -145,13 +152,16 @@ class Tower(Phase):
 
     def trained(self) -> list[nn.Parameter]:
         seeing = self.model.model.vision_tower, self.model.model.multi_modal_projector
+        # `see` stops in front of this norm, as the model's own features do: it never gets a gradient.
         unused = {id(weight) for weight in self.model.model.vision_tower.post_layernorm.parameters()}
         return [p for part in (*seeing, self.extra) for p in part.parameters() if id(p) not in unused]
 
     def _look(self, seeds: range, side: int, plates: bool = False) -> tuple[dict[str, Tensor], Tensor, codes.Patches]:
+        # As many on a window as on a whole picture, which is four times as large.
         objects = (4 if side == SIDE else 5, 12)
         scenes = [scene(TRAIN, seed, side=side, objects=objects, plates=plates) for seed in seeds]
         dice = random.Random(scenes[0].seed)
+        # 13 places a side for a window, one for a whole picture.
         room = GRID - side // PATCH + 1
         corners = [(dice.randrange(room), dice.randrange(room)) for _ in scenes]
         labels = codes.patches(scenes, corners)
@@ -166,6 +176,7 @@ class Tower(Phase):
         count, side = (max(1, self.batch // 4), SIDE) if whole else (self.batch, self.side)
         seeds = range(step * self.batch, step * self.batch + count)
         losses, _, _ = self._look(seeds, side, plates=not whole and step % 2 == 0)
+        # Windows alone go into the log, so that its means are of one kind of pictures.
         return total(losses), {} if whole else {f"{key} loss": float(value.detach()) for key, value in losses.items()}
 
     @torch.no_grad()
@@ -200,9 +211,11 @@ class Read(Tower):
 
     def __init__(self, model: LlavaForConditionalGeneration, batch: int, device: torch.device) -> None:
         super().__init__(model, batch, device)
+        # By seed, never emptied: `pictures` scenes and the 40 of `test`.
         self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def trained(self) -> list[nn.Parameter]:
+        # Without the heads that `Tower` made: of patches only the letters are asked still, from the projector.
         parts = self.model.model.language_model, self.model.lm_head, self.model.model.multi_modal_projector
         return [weight for part in parts for weight in part.parameters()]
 
@@ -220,6 +233,7 @@ class Read(Tower):
     def _read(self, seeds: range, count: int, seed: int, turn: int = 0) -> tuple[Tensor, Pack, Tensor]:
         """Logits of the answers, the questions, and the loss of the letters that the projector passes on."""
         hidden, middles, word = self._features(seeds)
+        # (rows, count, 1), ascending: `answer` gives visual tokens in order of place.
         places = chosen(middles, count, seed)[..., None]
         visual = self.model.model.multi_modal_projector(hidden.gather(1, places.expand(-1, -1, hidden.shape[-1])))
         told = word.gather(1, places.expand(-1, -1, word.shape[-1]))
@@ -254,6 +268,7 @@ class Deep(Read):
 
 def joined(parts: list[dict[str, float]]) -> dict[str, float]:
     """Means of the figures of several batches, rounded."""
+    # A batch may have asked no question of some task.
     keys = sorted({key for part in parts for key in part})
     return {key: round(fmean(part[key] for part in parts if key in part), 3) for key in keys}
 

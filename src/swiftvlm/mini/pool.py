@@ -33,9 +33,11 @@ def items(task: str, count: int = SIZE, pool: str = "test") -> tuple[Item, ...]:
     source = POOLS[pool]
     found: list[Item] = []
     seed = 0
+    # In order of seeds, so that fewer questions are the first of more.
     while len(found) < count:
         # Far from the seeds that training draws, so that questions on the training pool are held out too.
         one = scene(source, seed + (2 * 10**9 if pool == "train" else 0))
+        # Seeded by a text, which is hashed alike everywhere (SHA-512, not `hash`): the same questions on every machine.
         question = ask(random.Random(f"{VERSION}:{task}:{one.seed}"), one, task)
         wanted = task != "pope" or (question and question.answer == ("yes", "no")[len(found) % 2])
         if question and wanted:

@@ -65,6 +65,7 @@ def refg(rng: random.Random, scene: Scene) -> Question | None:
     thing = _pick(rng, scene)
     told = list(relations(rng, scene, thing))
     for phrase in looks(rng, thing):
+        # Neighbours in a random order: not every pair is worth trying.
         for one, two in pairwise(told):
             long = replace(phrase, beside=(one, two))
             if fits(scene, thing, long):
@@ -88,6 +89,7 @@ def _attribute(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def _color(rng: random.Random, scene: Scene, thing: Thing) -> Question | None:
+    # A colour in the question would be the answer.
     plain = (phrase for phrase in looks(rng, thing) if phrase.color is None)
     found = next((phrase for phrase in plain if fits(scene, thing, phrase)), None)
     return Question("gqa", "color", f"what color is the {found}?", thing.color) if found else None
@@ -108,6 +110,7 @@ def _other_side(scene: Scene, thing: Thing, told: tuple[str, Phrase]) -> bool:
     """Whether a thing stands clearly on the other side of what a relation names, or is that thing."""
     side, phrase = told
     axis, sign = SIDES[side]
+    # Exactly one fits: `relations` names only what its looks tell from all others.
     anchor = fitting(scene, phrase)[0]
     return thing is anchor or beyond(anchor, thing, axis, sign)
 
@@ -118,6 +121,7 @@ def _relation(rng: random.Random, scene: Scene) -> Question | None:
     one, two = rng.sample(scene.things, 2)
     told = [next((p for p in looks(rng, thing) if fits(scene, thing, p)), None) for thing in (one, two)]
     axis, words, last = rng.choice([(0, ("left", "right"), "of the"), (1, ("above", "below"), "the")])
+    # The answer must be clear: within the margin neither word is right.
     first = beyond(two, one, axis, 1)
     if None in told or not (first or beyond(one, two, axis, 1)):
         return None
@@ -126,6 +130,7 @@ def _relation(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def _count(rng: random.Random, scene: Scene) -> Question | None:
+    # The number comes before what is counted: most kinds and colours stand there once or not at all.
     wanted = rng.choice((0, 1, 1, 2, 2, 3, 4))
     kinds = {kind: sum(thing.kind == kind for thing in scene.things) for kind in KINDS}
     colors = {color: sum(thing.color == color for thing in scene.things) for color in COLORS}
@@ -153,8 +158,10 @@ def pope(rng: random.Random, scene: Scene) -> Question | None:
     if rng.random() < 0.5:
         answer = "no"
         if not bare and rng.random() < 0.5:
+            # Out of all colours: a combination reserved for the test pool may be asked for, and is absent in training.
             color = rng.choice([other for other in COLORS if (kind, other) not in there])
         else:
+            # There in no colour, so that the bare question has the same answer.
             kind = rng.choice([other for other in KINDS if all(other != present for present, _ in there)])
     words = kind if bare else f"{color} {kind}"
     article = "an" if words[0] in "aeiou" else "a"

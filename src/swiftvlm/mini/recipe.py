@@ -26,6 +26,7 @@ class Recipe:
     tower_inner: int = 576
 
 
+# The shipped model is `CPU`.
 CPU = Recipe()
 GPU = Recipe(width=256, heads=8, inner=512, tower_width=320, tower_heads=8, tower_layers=10, tower_inner=1280)
 RECIPES = {"cpu": CPU, "gpu": GPU}
@@ -42,6 +43,7 @@ def config(recipe: Recipe) -> LlavaConfig:
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         max_position_embeddings=2048,
+        # At width 192 a random word is 0.7 long, beside the 1 that `start` adds where a word names something.
         initializer_range=0.05,
         # Slow waves: what a token shows must match over 600 positions.
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
@@ -55,6 +57,7 @@ def config(recipe: Recipe) -> LlavaConfig:
         image_size=SIDE,
         patch_size=PATCH,
     )
+    # The tower is trained for its last layer's output, so that is taken, where LLaVA-1.5 takes the layer before.
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -87,6 +90,7 @@ def grow(model: LlavaForConditionalGeneration, recipe: Recipe) -> LlavaForCondit
     deeper.load_state_dict(state, strict=False)
     for i, layer in enumerate(theirs):
         layer.load_state_dict(old[i // every].state_dict())
+        # The last of each group is the old layer itself; without its two last projections a layer is the identity.
         if i % every < every - 1:
             nn.init.zeros_(layer.self_attn.o_proj.weight)
             nn.init.zeros_(layer.mlp.down_proj.weight)

@@ -25,6 +25,7 @@ SIDE = 336
 PATCH = 14
 GRID = SIDE // PATCH
 SMALL, LARGE = 33, 48
+# At 20 to 50 pixels, and letters of 12 to 17, the tower learnt too slowly (LOG.md).
 SIDES = (26.0, 60.0)
 FONT_SIZES = (20, 27)  # capitals are about 0.73 of these
 
@@ -104,6 +105,7 @@ def _free(box: Box, side: int, things: list[Thing], signs: list[Sign], share: Nu
         return False
     if any(box.grown(2).overlap(sign.box) > 0 for sign in signs):
         return False
+    # Of the smaller box, or a large thing could hide a small one.
     return all(box.overlap(other.box) <= share * min(box.area, other.box.area) for other in things)
 
 
@@ -116,6 +118,7 @@ def _thing(rng: random.Random, pool: Pool, side: int, things: list[Thing], signs
     kind, color = rng.choice(pairs)
     longer = SIDES[0] * math.exp(rng.random() * math.log(SIDES[1] / SIDES[0]))
     angle = rng.choice(sprites.ANGLES)
+    # The longer side is that of the turned thing's box.
     width, height = (longer * part for part in sprites.extent(kind, angle))
     shades = [min(255, max(0, value + rng.randint(-14, 14))) for value in COLORS[color]]
     for _ in range(12):
@@ -128,10 +131,12 @@ def _thing(rng: random.Random, pool: Pool, side: int, things: list[Thing], signs
 
 def _sign(rng: random.Random, pool: Pool, side: int, things: list[Thing], signs: list[Sign]) -> Sign | None:
     """A sign beside a thing that has none yet, nearer to it than to any other thing."""
+    # Never empty: `scene` places no more signs than there are things.
     near = rng.choice([i for i in range(len(things)) if all(sign.near != i for sign in signs)])
     text = "".join(rng.choice(LETTERS) for _ in range(rng.choice(LENGTHS)))
     face, size, dark = rng.choice(pool.fonts), rng.randint(*FONT_SIZES), rng.random() < 0.5
     mask = sprites.word_mask(text, face, size)
+    # 4 pixels left of the letters and above them, on which `drawing` and `codes` count.
     width, height = mask.width + 9, mask.height + 8
     beside = things[near].box
     x, y = beside.center
@@ -143,7 +148,9 @@ def _sign(rng: random.Random, pool: Pool, side: int, things: list[Thing], signs:
     ]
     rng.shuffle(places)
     for left, top in places:
+        # Whole pixels, unlike a thing's: letters are pasted as they are, and labels know the patch of each.
         box = Box(round(left), round(top), round(left) + width, round(top) + height)
+        # Clearly nearest to its own thing, so that `next to` leaves no doubt.
         alone = all(gap(box, thing.box) > gap(box, beside) + 10 for i, thing in enumerate(things) if i != near)
         if alone and _free(box, side, things, signs, 0.0):
             return Sign(text, face, size, dark, box, near)
@@ -161,6 +168,7 @@ def scene(
     pool: Pool, seed: int, *, side: int = SIDE, objects: tuple[int, int] = (4, 12), plates: bool = False
 ) -> Scene:
     """Scene number `seed` of a pool. Other sides and counts and more signs (`plates`) serve training, never tests."""
+    # One generator, read in a fixed order: one draw more or less changes every scene, and every question.
     rng = random.Random(pool.offset + seed)
     background = rng.choice(pool.photos) if rng.random() < 0.5 else f"texture:{rng.randrange(10**6)}"
     total = rng.randint(*objects)

@@ -60,12 +60,14 @@ def _shape(kind: str) -> Image.Image:
 def sprite(kind: str, angle: int) -> Image.Image:
     """Mask of a thing turned by one of `ANGLES`, cut to its box; its longer side is about `SIZE` pixels."""
     if kind in SYMBOLS:
+        # Twice `SIZE`, so that no corner is cut off in turning.
         upright = Image.new("L", (2 * SIZE, 2 * SIZE))
         face = font("DejaVuSans", SIZE)
         ImageDraw.Draw(upright).text((SIZE, SIZE), SYMBOLS[kind], font=face, fill=255, anchor="mm")
     else:
         upright = Image.new("L", (2 * SIZE, 2 * SIZE))
         upright.paste(_shape(kind), (SIZE // 2, SIZE // 2))
+    # Kept by the cache: nobody may draw into it.
     return _cut(upright.rotate(angle, Image.Resampling.BICUBIC))
 
 
@@ -86,6 +88,7 @@ def word_mask(text: str, face: str, size: int) -> Image.Image:
 @lru_cache(maxsize=8192)
 def letter_spans(text: str, face: str, size: int) -> tuple[tuple[Number, Number], ...]:
     """Left and right of each letter of a word, in pixels from the left of its mask."""
+    # Advances, stretched to the ink: the mask has lost what is blank before the first letter and behind the last.
     ends = [font(face, size).getlength(text[: i + 1]) for i in range(len(text))]
     width = word_mask(text, face, size).width
     starts = [0.0, *ends[:-1]]

@@ -9,14 +9,18 @@ from swiftvlm.mini.scenes import PATCH, SIDE
 from swiftvlm.mini.words import COLORS, KINDS, LETTERS, PLURALS
 
 GAP = "\u2581"  # stands for a space, as in Llama's vocabulary
+# They open the vocabulary: an index here is an id. `<image>` and the roles swallow the space before them.
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:")
 PLAIN = (
     *("where", "read", "what", "how", "is", "are", "there", "many", "the", "a", "an", "to", "of", "or", "and", "next"),
     *("sign", "thing", "things", "color", "left", "right", "top", "bottom", "above", "below", "small", "large"),
     *("yes", "no"),
 )
+# Only these words are lowered: capitals are the letters of signs.
 STARTS = ("Where", "Read", "What", "How", "Is")
+# A comma and a bracket take their space along, so that a coordinate has one form; it is tried before a digit.
 PIECES = rf",{GAP}|{GAP}?\[|{GAP}?\d\.\d\d|{GAP}?[a-z]+|{GAP}?[A-Z]|{GAP}?\d|\?|\.|\]"
+# Pictures come before the question, whatever order the message has them in.
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER:{% else %} ASSISTANT:{% endif %}"
@@ -32,6 +36,7 @@ def vocabulary() -> list[str]:
     words = dict.fromkeys([*PLAIN, *COLORS, *KINDS, *PLURALS.values()])
     numbers = [str(n) for n in range(10)]
     coordinates = [f"{n / 100:.2f}" for n in range(101)]
+    # Words stand behind a space only; letters both ways: the first on a sign, and the others.
     spaced = [GAP + word for word in (*words, *LETTERS, *numbers, "[")]
     return [*SPECIAL, *spaced, *LETTERS, *coordinates, "," + GAP, "]", "?", "."]
 
@@ -65,6 +70,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def processor() -> LlavaProcessor:
     """Images to 336 x 336 pixels, text to ids, one placeholder a patch."""
     square = {"height": SIDE, "width": SIDE}
+    # 3 is bicubic; a scene has this size already and passes unchanged.
     images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square, resample=3)
     made: LlavaProcessor = processor_of(LlavaProcessor, images)
     return made
@@ -72,6 +78,7 @@ def processor() -> LlavaProcessor:
 
 def processor_of(make: Any, images: Any) -> Any:
     """A LLaVA processor of some class around an image processor."""
+    # The class token is counted and, under `default`, taken off again: 576 placeholders a picture.
     return make(
         image_processor=images,
         tokenizer=tokenizer(),

@@ -49,6 +49,7 @@ def optimizers(phase: Phase, rate: float) -> list[torch.optim.Optimizer]:
     known = {id(weight) for weight in matrices}
     others = [weight for weight in phase.trained() if id(weight) not in known]
     fast = 2 * rate
+    # `peak` is saved with the state: a phase that goes on keeps its first rate, whatever `--rate` says.
     return [
         Muon([{"params": matrices, "peak": fast}], lr=fast, weight_decay=0.02),
         torch.optim.AdamW([{"params": others, "peak": rate}], lr=rate, betas=(0.9, 0.98), weight_decay=0.02),
@@ -104,6 +105,7 @@ class Training:
         shape = risen * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
+                # The rise begins at 0, where the first step would be lost.
                 group["lr"] = group["peak"] * max(shape, 1e-3)
 
     def advance(self) -> dict[str, float]:
@@ -117,6 +119,7 @@ class Training:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        # Tests and saves do not count: the limit is on training.
         self.spent += time.monotonic() - began
         return told
 
@@ -168,6 +171,7 @@ def begin(phase: str, recipe: Recipe, out: Path, seed: int, onward: bool) -> Lla
     if onward:
         model, _ = load_mini()
         model.train()
+        # As in `build`: faster backwards.
         model.set_attn_implementation("eager")
     if phase == "deep" and not onward:
         model.load_state_dict(_left(out, "read", phase))
@@ -175,6 +179,7 @@ def begin(phase: str, recipe: Recipe, out: Path, seed: int, onward: bool) -> Lla
     if phase == "read" and not onward:
         model.load_state_dict(_left(out, "language", phase))
     if phase == "read" and (not onward or (out / "tower.pt").exists()):
+        # In what the language phase left, tower and projector have their first weights still.
         seen = {key: weight for key, weight in _left(out, "tower", phase).items() if key.startswith(SEEING)}
         model.load_state_dict(seen, strict=False)
     return model
@@ -214,6 +219,7 @@ def train(
     recipe = RECIPES[size]
     model = begin(phase, recipe, out, seed, onward)
     made = PHASES[phase](model, batch, device)
+    # Before `resume`, so that a phase that was stopped goes on from its own state.
     if first:
         state = torch.load(first, weights_only=True)
         model.load_state_dict(state["model"])

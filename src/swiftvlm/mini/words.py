@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+# The order of kinds, colours and letters numbers labels, entries of codes and tokens: the weights rest on it.
 SYMBOLS = {  # characters of DejaVu Sans, told apart at 20 pixels
     "umbrella": "\u2602",
     "anchor": "\u2693",
@@ -35,6 +36,7 @@ COLORS = {
     "white": (246, 246, 246),
     "black": (18, 18, 20),
 }
+# Y has the place of J, which it replaced when training had begun (LOG.md).
 LETTERS = "ABCDEFHYKLMNPRSTUVXZ"  # no I, O, Q, G, W, which pass for others when small; no J, which hangs below the line
 LENGTHS = (2, 3)  # letters on a sign
 
@@ -72,6 +74,7 @@ TEST_PHOTOS = (
 
 def reserved(kind: str, color: str) -> bool:
     """Whether only the test pool shows this kind in this colour: 35 of the 192 combinations, spread over all."""
+    # At most 3 of a kind's 8 colours, and 5 of a colour's 24 kinds: no word is new in the test pool.
     return (KINDS.index(kind) * 5 + list(COLORS).index(color) * 3) % 17 in (0, 5, 11)
 
 

@@ -23,6 +23,8 @@ class Dissimilar:
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """1 for chosen tokens, 0 for all others."""
+        # (batch, tokens). RoPE changes an L1 norm, unlike a length: hence keys at positions counted from each row's own
+        # first token, which padding does not shift.
         sizes = view.keys().float().abs().sum((1, 3))
         units = torch.nn.functional.normalize(view.final().float(), dim=-1)
 
@@ -35,6 +37,7 @@ class Dissimilar:
     def _chosen(self, sizes: Tensor, units: Tensor, visual: Tensor, text: Tensor, keep: int) -> list[int]:
         """Places of `keep` visual tokens."""
         kept = _first(-sizes, visual, min(self.pivots, keep))
+        # Text pivots only point at visual tokens: text stays anyway, and does not count.
         pivots = kept + _first(-sizes, text, self.pivots)
         share, more = divmod(keep - len(kept), len(pivots))
         for number, pivot in enumerate(pivots):

@@ -23,6 +23,7 @@ class Greedy:
         def choose(row: int, visual: Tensor, keep: int) -> Tensor:
             states = view.hidden[row, visual].float()
             salient = unit(states) @ unit(view.hidden[row, view.query[row]][None])[0]
+            # Not as they are: states of a layer share so large a component that nearly all cosines pass the threshold.
             return visual[independent(salient, cosines(states - states.mean(0)), keep, self.alike)]
 
         return marked(view, choose)
@@ -39,6 +40,7 @@ def independent(
     for place in range(len(order)):
         if int(taken.sum()) == count:
             break
+        # The diagonal says that a token is like itself, but it is not taken yet.
         taken[place] = not bool((close[place] & taken).any())
     first, others = taken.nonzero()[:, 0], (~taken).nonzero()[:, 0]
     return order[torch.cat([first, others[: max(count - len(first), 0)]]).to(order.device)]

@@ -20,6 +20,7 @@ class SmallKeys:
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Minus the norm."""
+        # RoPE turns all heads of a token alike: the length of their mean is that of the unturned keys.
         size: Tensor = view.keys().float().mean(1).norm(dim=-1)
         return -size
 
@@ -56,6 +57,7 @@ def quotas(keep: int, room: Sequence[int], sizes: Sequence[float]) -> list[int]:
     found = [round(Fraction(keep * own, max(total, 1))) for own in room]
     missing = min(keep, total) - sum(found)
     step = 1 if missing > 0 else -1
+    # Smallest sums first where tokens are missing, largest first where there are too many; ties: the lower label.
     ranked = sorted(range(len(room)), key=lambda cluster: (step * sizes[cluster], cluster))
     while missing:
         for cluster in ranked:

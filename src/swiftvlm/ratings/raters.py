@@ -25,22 +25,26 @@ class Raters:
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Attention probability of each token, mean over heads and raters."""
         table, real = self.table(view)
+        # Each row by its own number of raters: what fills up the table is zero.
         return table.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
 
     def table(self, view: View) -> tuple[Float[Tensor, "batch raters tokens"], Bool[Tensor, "batch raters"]]:
         """Every rater's head-mean attention, and which are real: rows of zeros behind a row's last rater."""
         chosen = self.chosen(view)
         queries, real = places(chosen, int(chosen.sum(1).max()))
+        # (batch, heads, raters, tokens); a rater attends to what stands before it, as in the layer's own map.
         logits = view.attention_logits(queries, True)
         causal = torch.arange(view.slot.shape[1], device=view.slot.device) <= queries[..., None]
         keys = view.present[:, None] & causal & real[..., None]
         weights = torch.softmax(logits.masked_fill(~keys[:, None], -torch.inf), dim=-1)
+        # Behind a row's last rater no key is left, and the softmax of nothing is NaN.
         return torch.nan_to_num(weights).mean(1), real
 
     def chosen(self, view: View) -> Bool[Tensor, "batch tokens"]:
         """Which tokens of the view rate. Text is never dropped, so the choice is the same at every stage."""
         start = view.start()
         whole = torch.stack([self._raters(start, row) for row in range(len(start.query))]).to(view.slot.device)
+        # From slots of the prompt to places in the view; a filler reads slot 0 and must not rate for it.
         return whole.gather(1, view.slot.clamp(min=0)) & (view.slot >= 0)
 
     def _raters(self, start: Started, row: int) -> Bool[Tensor, " prompt"]:
@@ -55,6 +59,7 @@ class Raters:
         self, states: Float[Tensor, "prompt dim"], visual: Int[Tensor, " visual"], text: Int[Tensor, " text"]
     ) -> Bool[Tensor, " text"]:
         """Which text gets more than the average."""
+        # (visual, text) as in the official code: plain products, neither scaled nor turned nor masked.
         shares = torch.softmax(states[visual] @ states[text].T, dim=-1).mean(0)
         more = shares > shares.mean()
         return more if bool(more.any()) else torch.ones_like(more)
@@ -79,6 +84,7 @@ class RankOfAttention:
 
     def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
         """One count a row, at least 1; `scores` (batch, tokens) do not matter."""
+        # Not from the scores, which are its mean over raters. Rows of zeros do not add to a rank.
         table, _ = Raters().table(view)
         ranks = [
             int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)

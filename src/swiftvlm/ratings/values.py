@@ -9,6 +9,7 @@ from torch import Tensor
 
 from swiftvlm.scores import View, behind
 
+# The official rows begin at image_end + 2.
 SKIPPED = 2  # text tokens directly behind the image
 
 
@@ -37,8 +38,10 @@ class Foreground:
     ) -> Float[Tensor, " tokens"]:
         first = _alike(values, present, text).sum(0)
         order = first[visual].sort(descending=True, stable=True).indices
+        # At least one, as in the official code, even with a share of 0.
         seeds = visual[order[: max(1, round(self.seeds * len(visual)))]]
         both = (first + _alike(values, present, seeds).sum(0)) / (len(text) + len(seeds))
+        # Below the 2 that `Coordinates` adds: coordinates come first, then seeds, then the foreground.
         both[seeds] += 1.0
         return both
 
@@ -47,5 +50,6 @@ def _alike(
     values: Float[Tensor, "heads tokens dim"], present: Tensor, rows: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows tokens"]:
     """Rows of the table; all of a row's tokens are keys, those that come later too."""
+    # (heads, rows, tokens); heads are those of the keys, where query heads share them.
     logits = values[:, rows] @ values.transpose(1, 2) / values.shape[-1] ** 0.5
     return torch.softmax(logits.masked_fill(~present, -torch.inf), dim=-1).mean(0)

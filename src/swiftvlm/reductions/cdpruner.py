@@ -11,6 +11,7 @@ from swiftvlm.errors import MethodError
 from swiftvlm.stage import Positions
 from swiftvlm.tower import Reduced, Seen, chosen, cosines, first_max
 
+# Leaves the least relevant patch a little weight: at 0 its whole row of the kernel would be 0.
 FLOOR = 1e-6
 
 
@@ -38,11 +39,13 @@ class Determinantal:
 
 def probable(kernel: Float[Tensor, "m m"], count: int) -> Int[Tensor, " k"]:
     """Indexes that raise log det most, one after the other (Chen et al., NeurIPS 2018, algorithm 1)."""
+    # `left`: by how much each patch would multiply the determinant.
     left, rows, picks = kernel.diagonal().clone(), list[Tensor](), list[int]()
     for _ in range(min(count, len(kernel))):
         pick = first_max(left)
         row = kernel[pick].clone()
         if rows:
+            # (picks, m): the rows of the Cholesky factor so far.
             earlier = torch.stack(rows)
             row -= earlier[:, pick] @ earlier
         # A duplicate has nothing left: rounding must not turn its root into a NaN.

@@ -20,10 +20,12 @@ class Farthest:
         apart = 1 - cosines(seen.embeds)
         own = torch.arange(len(apart), device=apart.device)
         gap = apart.clone()
+        # Or everyone's nearest neighbour would be itself.
         gap[own, own] = torch.inf
         near, picks = gap.amin(1), list[int]()
         for _ in range(min(kept, len(apart))):
             pick = first_max(near)
+            # From the first pick on only distances to picks count. Cloned: below, a row of `apart` would be written to.
             near = torch.minimum(near, apart[pick]) if picks else apart[pick].clone()
             picks.append(pick)
             near[picks] = -torch.inf

@@ -24,7 +24,9 @@ class Shared:
         """The best-attended patches of every crop, as many as its share."""
         received, total = seen.from_cls(seen.last).mean(0), len(seen.patch)
         crops = min(self.crops, total)
+        # Sizes differ by one where `crops` does not divide them (officially 576 / 16 = 36).
         runs = torch.arange(total, device=received.device).tensor_split(crops)
+        # Variety has a say in the shares only: inside its crop a patch is chosen by attention alone.
         means = torch.stack([self._score(1000 * received[run], _variety(seen.embeds[run])) for run in runs])
         counts = _shares(means, [len(run) for run in runs], min(kept, total))
         return chosen(seen, torch.cat([best_of(received, run, count) for run, count in zip(runs, counts, strict=True)]))
@@ -53,6 +55,7 @@ def _shares(means: Tensor, sizes: list[int], count: int) -> list[int]:
         counts[crop] += 1
     surplus = sum(max(0, own - size) for own, size in zip(counts, sizes, strict=True))
     counts = [min(own, size) for own, size in zip(counts, sizes, strict=True)]
+    # Officially not handed on: the model is fed zeros instead.
     for crop in ranked:
         moved = min(surplus, sizes[crop] - counts[crop])
         counts[crop], surplus = counts[crop] + moved, surplus - moved

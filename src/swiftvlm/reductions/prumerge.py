@@ -22,14 +22,18 @@ class Outstanding:
 
     def reduce(self, seen: Seen, kept: int, merged: int) -> Reduced:
         """At most `kept` tokens, the one made of the others among them."""
+        # One behind the layer that made LLaVA's features: the official hooks sit on the last one, layers[23].
         layer = min(seen.depth, seen.layers - 1)
         keys, query = _joined(seen.keys(layer)), _joined(seen.queries(layer))[0]
+        # Softmax over [CLS] and the whole grid, before the patches that an unpadded tile lacks are left out.
         received = torch.softmax(keys @ query / keys.shape[1] ** 0.5, dim=0)[1:][seen.patch]
         index = self._index(received, kept - 1)
+        # A small budget's share of one of many tiles may be 0.
         if not kept:
             return Reduced(seen.embeds[:0], index)
         features, alike = seen.features.float(), cosines(keys[1:][seen.patch])
         own = torch.arange(len(alike), device=alike.device)
+        # Nobody enriches itself: it sorts last, and is cut off even where there are fewer than `NEAREST` others.
         alike[own, own] = -torch.inf
         near = alike[index].sort(dim=1, descending=True, stable=True).indices[:, : min(NEAREST, len(alike) - 1)]
         # Weights are not normalised, as in the official code: attention is small, and so is what is added.
@@ -47,6 +51,7 @@ class Outstanding:
             return ranked[: max(best, 0)]
         if self.adaptive and len(found := _with_grid(ranked, max(best, 1))) <= count:
             return found
+        # More outstanding patches make a finer grid: fewer of them, until both fit.
         for best in range(count, 0, -1):
             kept = _with_grid(ranked, best)
             if len(kept) <= count:
@@ -58,6 +63,7 @@ class Outstanding:
 
 def _with_grid(ranked: Tensor, best: int) -> Tensor:
     """The first `best`, and those of a grid, finer the more they are, that are not among them: (patches,)."""
+    # Officially arange(0, 575, int(step / 3)) with step = int(1 / ratio): the last patch is never on the grid.
     grid = torch.arange(0, len(ranked) - 1, max(1, len(ranked) // best // 3), device=ranked.device)
     return torch.cat([ranked[:best], grid[~torch.isin(grid, ranked[:best])]])
 

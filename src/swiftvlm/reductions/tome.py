@@ -20,15 +20,18 @@ class Merging:
     def reduce(self, seen: Seen, kept: int, merged: int) -> Reduced:
         """Raster order: every token stands for the patch that others merged into."""
         total, device = len(seen.patch), seen.features.device
+        # Nothing to merge: the embeddings that there are, since running the layers again might round otherwise.
         if kept < 1 or kept >= total:
             index = torch.arange(total if kept else 0, device=device)
             return Reduced(seen.embeds[index], index)
         first = torch.zeros(1, dtype=torch.long, device=device)
+        # What enters layer 0, [CLS] first. `place`: each token's index among the tile's patches, -1 for [CLS].
         states = seen.states(0)[torch.cat([first, 1 + seen.patch])]
         size, place = torch.ones(total + 1, device=device), torch.arange(-1, total, device=device)
         for layer in range(seen.depth):
             fewer = len(place) - 1 - left(len(place) - 1, seen.depth - layer, kept)
             states, size, place = _run(seen.block(layer), states, size, place, fewer)
+        # [CLS], in the first even place and never merged, is still in front.
         order = place[1:].argsort()
         return Reduced(seen.project(states[1:][order]), place[1:][order])
 
@@ -40,6 +43,7 @@ def left(tokens: int, layers: int, target: int) -> int:
     """
     if layers == 1:
         return target
+    # With more than this the layers behind, halving at best, would miss the target. -(-a // b) rounds up.
     most: int = target << (layers - 1)
     return max(-(-tokens // 2), min(tokens - -(-(tokens - target) // layers), most))
 
@@ -57,6 +61,7 @@ def _run(
         # One round merges half of what there is at the most; only a last layer can be due more.
         now = min(fewer, (len(place) - 1) // 2)
         edges = _edges(metric, now)
+        # Before the next line replaces `size`, which it must be weighted by; only a further round reads it.
         metric = _merged(metric, size, place, edges)[0]
         states, size, place = _merged(states, size, place, edges)
         fewer -= now

@@ -17,8 +17,10 @@ class VisionZipReduction:
 
     def reduce(self, seen: Seen, kept: int, merged: int) -> Reduced:
         """[CLS], the dominant patches in raster order, then the contextual tokens by ascending target."""
+        # [CLS] is one of the dominant tokens.
         dominant = top(seen.from_cls(seen.last).sum(0), kept - 1).sort().values
         rest = others(dominant, len(seen.patch))
+        # Rounded down: the last stretch of the image may have no target.
         step = max(1, len(rest) // merged) if merged else 1
         targets = rest[::step][:merged]
         members = rest[~torch.isin(rest, targets)]
@@ -28,10 +30,12 @@ class VisionZipReduction:
         gathered = torch.zeros_like(features[targets])
         if len(members) and len(targets):
             groups[members] = nearest(metric, members, targets)
+            # (members, targets). A matmul, not index_add: the order of its sums is fixed.
             belongs = torch.nn.functional.one_hot(groups[members], len(targets)).float()
             gathered = (belongs.T @ features[members]) / belongs.sum(0).clamp(min=1)[:, None]
         # The target plus its members' mean: a sum, as in the official code, about twice as long as a patch.
         states = torch.cat([features[dominant], features[targets] + gathered])
+        # A small budget's share of one of many tiles may be 0, and [CLS] counts in it.
         cls = seen.states(seen.depth)[:1].float() if kept else states[:0]
         none = torch.full((len(cls),), -1, device=groups.device)
         return Reduced(

@@ -30,6 +30,7 @@ class ImportantAndDiverse:
 def _diverse(units: Tensor, left: Tensor, count: int) -> Tensor:
     """Halve, remove from the first half what is most like something in the second, and go on until `count` are left."""
     while len(left) > count > 0:
+        # Of an odd number one more is even. Where a round takes all of these, the next one halves the odd ones.
         even, odd = left[::2], left[1::2]
         alike = (units[even] @ units[odd].T).amax(1)
         # Among equals the lower patch stays: higher ones first, then a stable sort.

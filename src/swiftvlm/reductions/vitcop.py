@@ -23,6 +23,7 @@ class Clustered:
     def reduce(self, seen: Seen, kept: int, merged: int) -> Reduced:
         """Raster order; as many clusters as the next cut may merge tokens."""
         index = top(seen.from_cls(seen.last).sum(0), kept).sort().values
+        # (k, heads * head_dim), not normalised: clusters are by distance.
         keys = seen.patches(seen.keys(seen.last)).transpose(0, 1).flatten(1)[index]
         place = torch.stack([seen.patch // seen.side, seen.patch % seen.side], dim=1)[index]
         square = ((place[:, None] - place[None]) ** 2).sum(-1)
@@ -39,9 +40,11 @@ def clusters(keys: Float[Tensor, "k dim"], near: Bool[Tensor, "k k"], count: int
     if not count:
         return torch.full((len(keys),), -1, device=keys.device)
     gap = torch.cdist(keys, keys, compute_mode="donot_use_mm_for_euclid_dist")
+    # At least 1, from the token itself: an orphan's product below is infinite, never 0 * inf.
     density = torch.exp(-((gap / WIDTH) ** 2)).sum(1)
     order = density.sort(descending=True, stable=True).indices
     rank = order.argsort()
+    # [token, other]: by rank, so that of equally dense tokens the lower one counts as the denser.
     above = (rank[None] < rank[:, None]) & near
     nearest = gap.masked_fill(~above, torch.inf).min(1)
     orphan = ~above.any(1)

@@ -24,7 +24,9 @@ class Scan:
         shallow = seen.from_cls(seen.scaled(SHALLOW)).mean(0)
         deep = seen.from_cls(seen.last).mean(0)
         row, column = seen.patch // seen.side, seen.patch % seen.side
+        # 6 x 6 patches of 24 x 24; on sides that 4 does not divide, windows differ by a row or a column.
         window = row * WINDOWS // seen.side * WINDOWS + column * WINDOWS // seen.side
+        # What is lost in rounding goes to the deep layer's choice; the official code feeds fewer tokens.
         each = int(kept / 2) // WINDOWS**2
         local = [best_of(shallow, (window == one).nonzero()[:, 0], each) for one in range(WINDOWS**2)]
         index = torch.cat(local)

@@ -36,8 +36,8 @@ class View:
     and `values()`, its values, (batch, kv_heads, tokens, head_dim); `entered()`, the states that went into it, (batch,
     tokens, dim); `final()`, the states behind the model's last norm; `cells()`, image, tile, grid row and grid column
     of every token, (batch, tokens, 4), -1 where it has none; `start()`, the prompt before any layer; `turned()`, cos
-    and sin of every token's position counted from its row's first, (batch, tokens, head_dim); `labels()`, the cluster
-    that a cut before the language model put every token in, (batch, tokens), -1 = none.
+    and sin of every token's position counted from its row's first, float32, (batch, tokens, head_dim); `labels()`, the
+    cluster that a cut before the language model put every token in, (batch, tokens), -1 = none.
     """
 
     hidden: Float[Tensor, "batch tokens dim"]

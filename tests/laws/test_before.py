@@ -240,6 +240,30 @@ def _embedded(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
     return {"mm_encoder_outputs": {"image": encoded}}
 
 
+def test_groups_are_numbered_by_their_anchors():
+    """Also where tiles stand side by side, so that their rows take turns in the sequence."""
+    model = tiny("llava_next")
+    row = make_row(model, 3, sizes=[(20, 56)])
+    with swiftvlm.prune(model, VisionZip(counts=(12, 18))) as trace:
+        model(**batch_of(model, [row]))
+    tiles = trace.cells[0][:, 1]
+    assert (tiles.diff() < 0).any()
+    anchors, groups = trace.anchors[0][0].tolist(), trace.groups[0][0]
+    candidates = trace.candidates[0][0].tolist()
+    assert len(anchors) == 18
+    assert [int(groups[candidates.index(anchor)]) for anchor in anchors] == list(range(18))
+
+
+def test_pictures_are_let_go_where_nothing_is_cut():
+    """Prompts within their budget never look at the tower; what it saw must not pile up."""
+    model = tiny()
+    handle = swiftvlm.prune(model, VisionZip(), budget=16)
+    with handle:
+        for seed in range(3):
+            model(**batch_of(model, [make_row(model, seed)]))
+        assert len(handle.watch.tiles) == 1
+
+
 def test_a_later_turn_is_refused():
     """Its prompt's cache is shorter than the conversation."""
     model = tiny()

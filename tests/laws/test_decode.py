@@ -1,5 +1,8 @@
 """Law 4: decoding with the cache equals prefilling the longer sequence with the same tokens kept."""
 
+from dataclasses import dataclass, replace
+from itertools import permutations
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +10,9 @@ from torch import Tensor
 import swiftvlm
 from swiftvlm.errors import UnsupportedError
 from swiftvlm.methods.base import Method
+from swiftvlm.methods.pdrop import PDrop
+from swiftvlm.shape import ModelShape
+from swiftvlm.stage import Stage
 from swiftvlm.trace import Run
 from tests.laws.cases import (
     CACHED,
@@ -106,6 +112,24 @@ def test_cache_equals_recompute_without_a_mask(method, setting):
 def test_every_mix_of_fates_decodes(fields, setting):
     """Other fates, anchors and positions than the defaults."""
     check_decode(setting, swiftvlm.SwiftVLM(**{**SWIFT, **fields}), mixed_batch(setting, seed=70))
+
+
+@dataclass(frozen=True)
+class Placed(PDrop):
+    """PyramidDrop's cuts, each with its own way with positions."""
+
+    ways: tuple[str, ...] = ()
+
+    def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
+        """Three stages, one for each of `ways`."""
+        return tuple(replace(stage, positions=way) for stage, way in zip(super().stages(shape), self.ways, strict=True))
+
+
+@pytest.mark.parametrize("ways", list(permutations(["original", "renumbered", "gapped"])), ids="-".join)
+@pytest.mark.parametrize("setting", [LEFT[0], LEFT[3]], ids=str)
+def test_positions_once_moved_stay_moved(ways, setting):
+    """A stage that leaves positions as they are leaves them as an earlier stage made them."""
+    check_decode(setting, Placed(after=(2, 4, 5), counts=(6, 4, 2), ways=ways), mixed_batch(setting, seed=75))
 
 
 # Where merged tokens go behind all visual ones, a last visual token that became an ordinary one stands before them.

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import swiftvlm
+from swiftvlm.scores import Uniform
 from tests.laws.cases import (
     CACHED,
     METHODS,
@@ -27,7 +28,7 @@ from tests.laws.cases import (
     text_ids,
 )
 from tests.laws.generation import snapshot
-from tests.laws.replay import Recorded, Replay
+from tests.laws.replay import Recorded, Replay, Scored
 from tests.laws.test_counts import check_counts
 from tests.laws.test_decode import check_decode
 from tests.laws.test_keep_all import check_keep_all
@@ -168,3 +169,30 @@ def test_scores_are_taken_in_float32(name, dtype):
         own = scores[view.candidates]
         assert (scores.dtype, view.hidden.dtype) == (torch.float32, dtype)
         assert len(own.unique()) == len(own)
+
+
+@dataclass(frozen=True)
+class Noting(Uniform):
+    """Evenly spaced tokens; notes the angles that coordinate tokens are chosen by."""
+
+    heard: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def rate(self, view: Any) -> torch.Tensor:
+        """As `Uniform`."""
+        self.heard.append(view.turned())
+        return super().rate(view)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_coordinates_have_the_angles_of_float32(dtype):
+    """Mean cosines near the cut are close: rounded to the model's type they would tie, and other tokens be chosen."""
+    setting, score = Half("llava", 4, "sdpa", "left", dtype), Noting()
+    half = copy.deepcopy(setting.model)
+    # As `from_pretrained` loads it: only `to` rounds frequencies.
+    half.model.language_model.rotary_emb.inv_freq = setting.exact.model.language_model.rotary_emb.inv_freq
+    for model in (setting.exact, half):
+        with swiftvlm.prune(model, Scored(METHODS["swiftvlm"], score)):
+            model(**batch_of(model, [make_row(model, 5)]))
+    stages = len(score.heard) // 2
+    for exact, rounded in zip(score.heard[:stages], score.heard[stages:], strict=True):
+        assert torch.equal(torch.stack(exact), torch.stack(rounded))

@@ -207,6 +207,9 @@ def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, em
         named = made.labels.to(stand) if len(made.labels) else torch.full_like(stand, -1)
         labels.append(torch.where(named >= 0, named + earlier, -1))
     stood, made_of, label = torch.cat(stands), torch.cat(content), torch.cat(labels)
+    merged_into = torch.cat(anchors)
+    # Tiles take turns in the sequence: only now is it known which anchor comes first.
+    rank = merged_into.argsort().argsort().tolist()
     none = stood < 0
     unused = slots[~torch.isin(slots, stood)]
     # Ascending in any case: contents are fed into these slots in turn, in the order in which they come.
@@ -216,7 +219,8 @@ def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, em
         order = stood.argsort()
         stood, made_of, label = stood[order], made_of[order], label[order]
     stood = torch.where(stood < 0, into, stood)
-    return Row(into, made_of, stood, torch.cat(kept).sort().values, torch.cat(anchors), groups, label)
+    ranked = {slot: rank[group] for slot, group in groups.items()}
+    return Row(into, made_of, stood, torch.cat(kept).sort().values, merged_into, ranked, label)
 
 
 def _measured(plan: Plan, row: Row) -> Plan:

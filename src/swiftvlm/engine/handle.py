@@ -192,6 +192,8 @@ class Handle:
         ids = check_prompt(request)
         visual = self.family.visual(self.model, ids)
         prompt = Prompt.read(ids, given.get("attention_mask"), visual, embeds)
+        if self.watch is not None and any(prompt.visual):
+            self.watch.used = True
         counted = zip(prompt.visual, prompt.text, strict=True)
         plans = tuple(self.method.plan(self.shape, seen, text, self.budget, self.preset) for seen, text in counted)
         # All visual tokens, hidden ones too: families count off whole images.

@@ -190,7 +190,7 @@ class Prefill:
             final=lambda: self.family.final_norm(self.decoder)(hidden),
             cells=lambda: self._cells(layout),
             start=self._started,
-            turned=lambda: self.rotate(hidden, self._own_positions(layout)),
+            turned=lambda: self.rotate(hidden[..., :1].float(), self._own_positions(layout)),
             labels=lambda: self._labels(layout),
         )
 
@@ -260,7 +260,7 @@ class Prefill:
         moved = isinstance(stage.rest, Merge) and stage.rest.place == "behind"
         step = shrink(layout, survivors, max(real), choice.anchors if moved else None)
         self.layout = cut(layout, step, real, stage.positions)
-        self.segments.append(Segment.of(stage.after, self.start, self.layout, flat, stage.positions != "original"))
+        self.segments.append(Segment.of(stage.after, self.start, self.layout, flat))
         self.aside = Aside(hidden, choice, step) if isinstance(stage.rest, Bypass) else None
         # Behind `Aside`, which must keep the members as they were.
         if choice.means.shape[1]:

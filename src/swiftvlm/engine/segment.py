@@ -20,7 +20,7 @@ class Segment(Beside):
     """Layers from `start` on (0-based) run on `slot`s of the prompt.
 
     `present` and `holed` as in `Layout`; `position` only where positions moved; `shift`: what to subtract from the
-    position of tokens that come after the prompt, (batch,), where the method renumbers; `prompt`: the prompt's length;
+    position of tokens that come after the prompt, (batch,), where positions moved; `prompt`: the prompt's length;
     `flat`: the backend (FlashAttention) takes masks of two dimensions.
     """
 
@@ -34,10 +34,11 @@ class Segment(Beside):
     shift: Float[Tensor, " batch"] | None = None
 
     @classmethod
-    def of(cls, start: int, prompt: Layout, layout: Layout, flat: bool, renumbered: bool) -> "Segment":
+    def of(cls, start: int, prompt: Layout, layout: Layout, flat: bool) -> "Segment":
         """The segment that a stage's layout opens; `prompt` is the layout before any stage."""
         shift = None
-        if renumbered:
+        # Whichever stage moved them: one that leaves positions alone leaves them where an earlier one put them.
+        if layout.moved:
             # The model counts on from the last prompt token's own position, this layer from its new one.
             old = prompt.position.gather(1, prompt.query[:, None])[:, 0]
             shift = old.to(layout.slot.device) - layout.position.gather(1, layout.query[:, None])[:, 0]

@@ -25,7 +25,7 @@ class Tile:
 
 
 class TowerWatch:
-    """Hooks on a model's tower and projector. `tiles`: what they noted since the last prompt."""
+    """Hooks on a model's tower and projector. `tiles`: what they noted since the last prompt; `used`: it is through."""
 
     def __init__(self, family: Family, model: PreTrainedModel) -> None:
         """Raises `FamilyError` where the family does not know its tower."""
@@ -69,7 +69,6 @@ class TowerWatch:
         Raises:
             UnsupportedError: no picture was encoded to that inside this `prune`.
         """
-        self.used = True
         for tile in self.tiles:
             # One patch tells most tiles apart before all are compared.
             if self._same(tile, embeds[:1], patch[:1]) and self._same(tile, embeds, patch):

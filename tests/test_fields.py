@@ -122,6 +122,20 @@ def test_a_budget_is_used_or_refused_at_any_layers(name, budget):
             assert budget - 3 < plan.average_tokens <= budget, (after, plan.cuts)
 
 
+PRESETS = [(name, preset) for name, method in METHODS.items() for preset in method.presets if name != "cdpruner"]
+
+
+@pytest.mark.filterwarnings("ignore:no measured pruning layers")
+@pytest.mark.parametrize(("name", "preset"), PRESETS, ids=lambda part: part)
+def test_a_preset_at_another_depth_is_a_budget(name, preset):
+    """Its average in the method's own structure, at layers that its table does not know."""
+    method, shape = METHODS[name](), ModelShape(layers=24)
+    table = method.settings()[preset]
+    by_name = method.plan(shape, 576, 70, None, preset)
+    assert by_name.cuts == method.plan(shape, 576, 70, table.fraction()).cuts
+    assert table.fraction() * 576 - 3 < by_name.average_tokens <= table.fraction() * 576 + 1e-6
+
+
 @pytest.mark.parametrize(
     ("after", "budget", "counts"),
     [

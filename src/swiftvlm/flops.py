@@ -49,14 +49,13 @@ def exact_layer(shape: ModelShape, tokens: Number) -> Number:
     return 2 * (projections + attention + 3 * tokens * d * m)
 
 
-def exact_stage(shape: ModelShape, alive: Number, cut_kept: int, merged: int, scored: bool) -> Number:
-    """FLOPs of one stage: keys of all tokens and one query row (if it projects anew), then grouping and means."""
+def exact_stage(shape: ModelShape, alive: Number, merged: int, scored: bool) -> Number:
+    """FLOPs of one stage on `alive` tokens, text included: keys and one query row if `scored`, grouping and means."""
     d = shape.hidden
     # A plan does not know its scores: too much where keys come from a cache, too little for several query rows.
     score = alive * d * shape.kv_width + d * shape.query_width + alive * shape.query_width if scored else 0.0
-    rest = max(alive - cut_kept, 0.0)
-    # Similarity to the anchors, one-hot means, and offsets handed back: three products of the same size.
-    return 2 * (score + 3 * rest * merged * d)
+    # Similarity to the anchors, one-hot means, and offsets handed back: three products over the whole sequence.
+    return 2 * (score + 3 * alive * merged * d)
 
 
 def exact_total(shape: ModelShape, plan: Plan) -> Number:
@@ -66,6 +65,6 @@ def exact_total(shape: ModelShape, plan: Plan) -> Number:
     alive, stages = plan.visual, 0.0
     for cut in plan.cuts:
         alive = plan.visual if cut.reevaluates else alive
-        stages += exact_stage(shape, alive + plan.text, cut.kept, cut.merged, scored=cut.after > 0)
+        stages += exact_stage(shape, alive + plan.text, cut.merged, scored=cut.after > 0)
         alive = cut.total
     return layers + stages + 2 * shape.hidden * shape.vocab

@@ -118,9 +118,9 @@ def peaks(
 def labelled(
     low: Bool[Tensor, "batch tokens"], labels: Int[Tensor, "batch tokens"], count: Int[Tensor, " batch"]
 ) -> tuple[Bool[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-    """The low tokens of each of the first `count[row]` labels are a group, its middle one (of 2 n, the later) the
+    """The low tokens of each of the first `count[row]` labels are a group, and its middle one is its anchor.
 
-    anchor. Groups are numbered by their anchor's place, -1 for tokens in none.
+    Of 2 n tokens the later middle. Groups are numbered by their anchor's place, -1 for tokens in none.
     """
     labels = labels.masked_fill(~low | (labels >= count[:, None]), -1)
     alike = (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]

@@ -3,7 +3,15 @@
 import pytest
 
 from swiftvlm import ModelShape, Plan, SwiftVLM, plan
-from swiftvlm.flops import exact_layer, exact_total, paper_base, paper_layer, paper_reevaluation, paper_total
+from swiftvlm.flops import (
+    exact_layer,
+    exact_stage,
+    exact_total,
+    paper_base,
+    paper_layer,
+    paper_reevaluation,
+    paper_total,
+)
 from swiftvlm.plans import Cut
 
 SHAPE = ModelShape()
@@ -90,11 +98,14 @@ def test_one_reevaluation_by_hand():
 
 
 def test_one_layer_by_hand():
-    """Eq. 17 and the exact count with n = 2, d = 4, m = 3 and half the key heads."""
+    """Eq. 17 and the exact count with n = 2, d = 4, m = 3 and half the key heads; a stage with n = 5 and Z = 2."""
     shape = ModelShape(layers=1, hidden=4, intermediate=3, heads=2, kv_heads=1)
     assert paper_layer(shape, 2) == 4 * 2 * 16 + 2 * 4 * 4 + 3 * 2 * 4 * 3
     projections, attention, mlp = 2 * 4 * (4 + 2 + 2 + 4), (1 + 2) * 4 * 2, 3 * 2 * 4 * 3
     assert exact_layer(shape, 2) == 2 * (projections + attention + mlp)
+    keys, query, scores, products = 5 * 4 * 2, 4 * 4, 5 * 4, 3 * 5 * 2 * 4
+    assert exact_stage(shape, 5, 2, scored=True) == 2 * (keys + query + scores + products)
+    assert exact_stage(shape, 5, 2, scored=False) == 2 * products
 
 
 def test_exact_counts_what_the_paper_leaves_out():

@@ -245,9 +245,8 @@ class Prefill:
         low = layout.candidates & ~kept
         anchors, groups = torch.zeros_like(low), torch.full_like(layout.slot, -1)
         if isinstance(stage.rest, Merge) and any(merge):
-            count = torch.tensor(merge, device=hidden.device)
             beside = {"grid": self._cells, "labels": self._labels}.get(stage.rest.anchors)
-            anchors, groups = _grouped(stage.rest, hidden, low, scores, beside and beside(layout), count)
+            anchors, groups = _grouped(stage.rest, hidden, low, scores, beside and beside(layout), merge)
         return Choice(layout, kept, anchors, groups, tokens.means(hidden, groups, max(merge)))
 
     def _apply(self, number: int, stage: Stage, choice: Choice, hidden: Tensor, flat: bool) -> Tensor:
@@ -281,9 +280,10 @@ class Prefill:
 
 
 def _grouped(
-    rest: Merge, hidden: Tensor, low: Tensor, scores: Tensor, beside: Tensor | None, count: Int[Tensor, " batch"]
+    rest: Merge, hidden: Tensor, low: Tensor, scores: Tensor, beside: Tensor | None, merge: tuple[int, ...]
 ) -> tuple[Bool[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-    """Anchors among the unselected tokens, `count` a row, and the group of each token; `beside`: cells or labels."""
+    """Anchors among the unselected tokens, `merge` a row, and the group of each token; `beside`: cells or labels."""
+    count = torch.tensor(merge, device=hidden.device)
     if rest.recycled < 1.0:
         # SparseVLM's int(0.3 * D) + 1, in double so that it is cut off as in Python.
         low = tokens.keep_top(scores, low, (rest.recycled * low.sum(1).double()).long() + 1)
@@ -297,4 +297,4 @@ def _grouped(
         anchors = tokens.strided(low, count)
     else:
         anchors = tokens.keep_top(scores, low, count)
-    return anchors, tokens.group(hidden, low, anchors, int(count.max()), rest.refine)
+    return anchors, tokens.group(hidden, low, anchors, max(merge), rest.refine)

@@ -38,7 +38,7 @@ class Prompt:
         visual: Bool[Tensor, "batch prompt"],
         embeds: Float[Tensor, "batch prompt dim"],
     ) -> "Prompt":
-        """Count a batch; the only place that waits for the device. The last attended token of a row counts as text.
+        """Count a batch, in one wait for the device. The last attended token of a row counts as text.
 
         Raises `UnsupportedError` for a custom 4-D mask and for a row that attends to nothing.
         """

@@ -31,6 +31,6 @@ def find_family(model: nn.Module) -> Family:
     warnings.warn(
         f"no family knows model_type {model.config.model_type!r}: the generic record is tried and checks itself on the "
         f"first prompt, which costs two more prefills. Known: {', '.join(FAMILIES)}",
-        stacklevel=3,
+        stacklevel=4,  # to the line that called `prune`
     )
     return generic

@@ -99,7 +99,7 @@ class Method(ABC):
     ) -> tuple[Cut, ...]:
         if self.counts is not None:
             # The same number twice: counts by hand are not scaled to the row, only clamped to what it has.
-            return scale(self.split(self.counts, slots), slots, visual, visual)
+            return self._stated(slots, scale(self.split(self.counts, slots), slots, visual, visual), visual)
         if budget is not None:
             average = target_average(budget, visual)
             return () if average is None else self._solve(slots, shape.layers, visual, average)
@@ -111,9 +111,13 @@ class Method(ABC):
             return ()
         table = known[name]
         if table.fits(shape, slots):
-            return scale(table.cuts, slots, table.visual, visual)
+            return self._stated(slots, scale(table.cuts, slots, table.visual, visual), visual)
         # At other depths a table would mean another average, so its average is what is kept.
-        return solve(slots, shape.layers, visual, table.fraction() * visual, self.taper)
+        return self._solve(slots, shape.layers, visual, table.fraction() * visual)
+
+    def _stated(self, slots: Sequence[Slot], cuts: tuple[Cut, ...], visual: int) -> tuple[Cut, ...]:
+        """The counts that a table or a user states; methods add here what follows from them."""
+        return cuts
 
     def _solve(self, slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
         """The counts of an average; methods with a structure of their own keep to it here."""

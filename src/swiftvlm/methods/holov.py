@@ -19,8 +19,8 @@ class HoloV(Tiled):
     within its crop; crops get shares by their mean score and keep what [CLS] looks at most. That variance is brought to
     the size of the crop's own attention, so that shares follow attention all but alone: that is what the code does.
     Two flaws of that code are not followed: what a crop has no room for goes to others instead of being padded with
-    zeros, and tokens come in raster order instead of by attention within a crop. Crops are runs of 36 patches in raster
-    order, not windows. Numbered afresh.
+    zeros, and tokens come in raster order instead of by attention within a crop. Crops are stretches of the raster
+    order (of 36 patches where there are 576), not windows. Numbered afresh.
     """
 
     name: ClassVar[str] = "holov"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from swiftvlm.budget import Budget, Slot, refuse
+from swiftvlm.budget import Slot, refuse
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut, Plan
@@ -81,14 +81,9 @@ class SparseVLM(Method):
         positions: Positions = "original" if self.version == "plus" else "renumbered"
         return tuple(Stage(after, Raters(), rest, positions, measure) for after in depths)
 
-    def _cuts(
-        self, slots: Sequence[Slot], shape: ModelShape, visual: int, budget: Budget, preset: str | None
-    ) -> tuple[Cut, ...]:
-        cuts = super()._cuts(slots, shape, visual, budget, preset)
-        # A table says how many are kept, which says how many are recycled.
-        # A budget's cuts come from `_solved` and have their merged tokens already.
-        recycles = self.version == "1.5" and budget is None
-        return _recycled(slots, [cut.kept for cut in cuts], visual) if recycles else cuts
+    def _stated(self, slots: Sequence[Slot], cuts: tuple[Cut, ...], visual: int) -> tuple[Cut, ...]:
+        """How many are kept says how many are recycled."""
+        return _recycled(slots, [cut.kept for cut in cuts], visual) if self.version == "1.5" else cuts
 
     def _solve(self, slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
         if self.version == "1.5":

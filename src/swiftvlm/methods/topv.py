@@ -16,8 +16,9 @@ class TopV(Method):
     """TopV (CVPR 2025, arXiv:2503.18278), reconstructed: a transport plan instead of attention, and a grid of others.
 
     Abstract, a figure's caption and a third-party version were read. Costs between the states that enter a layer and
-    those that leave it: squared distance, distance in the grid, and a little for being far from the middle. Three
-    Sinkhorn steps, each ending on columns: ended on rows, every token would be worth the same. Every `recover`-th
+    those that leave it: squared distance, distance in the grid, and a little for being far from the middle, which a
+    plan with fitted rows cancels. Three Sinkhorn steps, each ending on columns: ended on rows, every token would be
+    worth the same. Every `recover`-th
     token that was not chosen stays too, or fewer where they would be more than five sixths of the count (ours).
     Original positions. Presets are FastV's averages.
     """

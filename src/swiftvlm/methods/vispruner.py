@@ -14,9 +14,9 @@ class VisPruner(Tiled):
     """VisPruner (Zhang et al., ICCV 2025, arXiv:2412.01818): important patches by [CLS] attention, diverse ones beside.
 
     Follows the official code: `ratio` of the tokens are those with the largest [CLS] attention (mean over heads of the
-    layer that made the features); of the rest, round by round, every second patch in order of attention is compared
-    with those between and the most similar go. Raster order, numbered afresh. An odd rest, at which the official code
-    breaks, gives the first half one more.
+    layer that made the features); of the rest, in order of attention, every second patch is compared with
+    those between and the most similar go, round by round; survivors go on in order of likeness. Raster order, numbered
+    afresh. An odd rest, at which the official code breaks, gives the first half one more.
     """
 
     name: ClassVar[str] = "vispruner"

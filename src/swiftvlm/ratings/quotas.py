@@ -39,7 +39,9 @@ class Quotas:
             clustered = (view.candidates[row] & (labels[row] >= 0)).nonzero()[:, 0]
             # One of each cluster is what the others become.
             room = torch.bincount(labels[row][clustered]) - 1
-            sizes = torch.bincount(labels[row][clustered], -small[row][clustered])
+            # (labels, clustered). A matmul, not weighted counts: atomics would sum in another order on every run.
+            named = torch.arange(len(room), device=labels.device)[:, None] == labels[row][clustered]
+            sizes = named.double() @ -small[row][clustered].double()
             for label, count in enumerate(quotas(keep, room.tolist(), sizes.tolist())):
                 own = clustered[labels[row][clustered] == label]
                 best = small[row][own].sort(descending=True, stable=True).indices[:count]
@@ -54,8 +56,10 @@ def quotas(keep: int, room: Sequence[int], sizes: Sequence[float]) -> list[int]:
     from those of the largest.
     """
     total = sum(room)
+    # More than there is room for could not be mended below.
+    keep = min(keep, total)
     found = [round(Fraction(keep * own, max(total, 1))) for own in room]
-    missing = min(keep, total) - sum(found)
+    missing = keep - sum(found)
     step = 1 if missing > 0 else -1
     # Smallest sums first where tokens are missing, largest first where there are too many; ties: the lower label.
     ranked = sorted(range(len(room)), key=lambda cluster: (step * sizes[cluster], cluster))

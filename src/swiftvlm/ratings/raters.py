@@ -84,9 +84,8 @@ class RankOfAttention:
 
     def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
         """One count a row, at least 1; `scores` (batch, tokens) do not matter."""
-        # Not from the scores, which are its mean over raters. Rows of zeros do not add to a rank.
-        table, _ = Raters().table(view)
-        ranks = [
-            int(torch.linalg.matrix_rank(rows[:, visual])) for rows, visual in zip(table, view.candidates, strict=True)
-        ]
+        # Not from the scores, which are its mean over raters. What fills up the table would widen the tolerance.
+        table, real = Raters().table(view)
+        rows = zip(table, real, view.candidates, strict=True)
+        ranks = [int(torch.linalg.matrix_rank(row[raters][:, visual])) for row, raters, visual in rows]
         return [max(int(rank * self.scale + self.bias), 1) for rank in ranks]

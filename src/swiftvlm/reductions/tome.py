@@ -37,9 +37,9 @@ class Merging:
 
 
 def left(tokens: int, layers: int, target: int) -> int:
-    """How many of `tokens` patches to leave behind one of `layers` layers: evenly, no layer merging more than half but
+    """How many of `tokens` patches to leave behind one of `layers` layers: as evenly as halving allows.
 
-    the last, which goes on until the target.
+    No layer merges more than half but the last, which goes on until the target.
     """
     if layers == 1:
         return target
@@ -80,10 +80,11 @@ def _edges(metric: Float[Tensor, "tokens dim"], fewer: int) -> tuple[Int[Tensor,
 def _merged(states: Tensor, size: Tensor, place: Tensor, edges: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Size-weighted means; then what is left of the even places, then all odd ones."""
     source, target = edges
-    weighed = states.float() * size[:, None]
-    weighed.index_add_(0, target, weighed[source])
-    size = size.index_add(0, target, size[source])
     number = torch.arange(len(states), device=states.device)
+    # (places, sources). A matmul, not index_add: atomics would sum in another order on every run.
+    into = (number[:, None] == target).float()
+    weighed = states.float() * size[:, None]
+    weighed, size = weighed + into @ weighed[source], size + into @ size[source]
     stays = ~torch.isin(number, source)
     order = torch.cat([number[::2][stays[::2]], number[1::2]])
     return (weighed / size[:, None])[order].to(states), size[order], place[order]

@@ -13,9 +13,10 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_image
 
+import swiftvlm
 from swiftvlm import SwiftVLM, Trace
 from swiftvlm.cli import run as run_module
-from swiftvlm.cli.app import main
+from swiftvlm.cli.app import _note, main
 from swiftvlm.cli.parse import read_budget, read_method, read_shape
 from swiftvlm.cli.plan import spans
 from swiftvlm.cli.report import scaled
@@ -204,6 +205,13 @@ def test_wrong_inputs_are_told_before_the_model_loads(photo, tmp_path, capsys):
     ):
         assert main(["run", *arguments, "--model", str(tmp_path / "none")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_only_our_own_warnings_are_notes(tmp_path, capsys):
+    """Not those of a library that lies in a folder of our name."""
+    _note("ours", UserWarning, swiftvlm.__file__, 1)
+    _note("theirs", UserWarning, str(tmp_path / "swiftvlm" / ".venv" / "other.py"), 1)
+    assert capsys.readouterr().err == "swiftvlm: note: ours\n"
 
 
 def test_no_arguments_show_the_help(capsys):

@@ -147,6 +147,12 @@ def test_a_journal_goes_on(tmp_path):
     third.finish([])
     part.write_bytes(left)
     assert Journal(path, HEADER).rows == ROWS
+    # What another process wrote meanwhile comes in once, however often this one finishes.
+    late = Journal(path, HEADER)
+    late.rows, late.done = [], set()
+    late.finish([])
+    late.finish([])
+    assert Journal(path, HEADER).rows == ROWS
     assert json.loads(path.read_text())["header"]["model"] == "m"
 
 
@@ -178,6 +184,11 @@ def test_a_name_stands_for_one_method(tmp_path):
     Journal(tmp_path / "b.json", HEADER | {"kind": "profile"}, ("kind",)).finish([])
     with pytest.raises(SwiftVLMError, match=r"another kind \('profile', now 'eval'\)"):
         Journal(tmp_path / "b.json", HEADER | {"kind": "eval"}, ("kind",))
+    Journal(tmp_path / "h.json", HEADER | {"dtype": "bfloat16"}).finish([])
+    with pytest.raises(SwiftVLMError, match=r"another dtype \('bfloat16', now 'float32'\)"):
+        Journal(tmp_path / "h.json", HEADER | {"dtype": "float32"})
+    # From before it was written down.
+    assert Journal(path, HEADER | {"dtype": "float32"}).rows == ROWS[:1]
     (tmp_path / "c.json").write_text('{"rows": []}')
     with pytest.raises(SwiftVLMError, match="is no result file"):
         Journal(tmp_path / "c.json", HEADER)

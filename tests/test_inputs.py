@@ -81,6 +81,12 @@ def test_a_decompression_bomb_is_refused(tmp_path):
         open_image(path)
 
 
+def test_the_limit_is_ours(tmp_path, monkeypatch):
+    """Pillow warns below it; a picture in between is opened."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert open_image(saved(tmp_path, Image.new("RGB", (40, 40)))).size == (40, 40)
+
+
 def test_damaged_files_are_refused(tmp_path):
     """Truncated, not an image, a folder, missing."""
     path = saved(tmp_path, Image.effect_noise((64, 64), 50), "whole.jpg")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import swiftvlm
-from swiftvlm import SwiftVLM
+from swiftvlm import SwiftVLM, profiles
 from swiftvlm.cli.app import main
 from swiftvlm.errors import SelectionError, SwiftVLMError
 from swiftvlm.evaluation.oracle import Listed
@@ -151,6 +151,17 @@ def test_a_profile_is_shown_chosen_and_picked_up(untrained, tmp_path, capsys, mo
     (tmp_path / "profiles" / "other.json").write_text(json.dumps(other))
     assert main([*base, "--out", str(tmp_path / "a.json"), "--save"]) == 2
     assert "has measured layers for models of this shape; to save those of weights" in capsys.readouterr().err
+    # A shipped one is the user's to overrule.
+    (tmp_path / "profiles" / "other.json").rename(tmp_path / "other.json")
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    (tmp_path / "other.json").rename(shipped / "other.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(profiles, "SHIPPED", shipped)
+        assert profile_for(saved.shape).birth["model"] == "another"
+        assert main([*base, "--out", str(tmp_path / "a.json"), "--save"]) == 0
+        assert profile_for(saved.shape).birth["model"] == saved.birth["model"]
+    capsys.readouterr()
     assert main([*base, "--out", str(tmp_path / "b.json"), "--choose", "1", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     # Alone, both layers give the same area, and the earlier one is taken.

@@ -4,6 +4,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -21,6 +22,7 @@ from swiftvlm.errors import SwiftVLMError
 
 # 130: 128 and SIGINT's number, as shells report a program that Ctrl-C ended.
 BAD, FAILED, INTERRUPTED = 2, 1, 130
+PACKAGE = Path(__file__).parents[1]
 # typer brings a click of its own or takes the installed one, depending on its version; this is the class either way.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
@@ -90,7 +92,7 @@ def entry() -> None:
 def _note(message: Warning | str, *where: Any, **rest: Any) -> None:
     """Our own warnings as one line; other libraries' are their developers' business."""
     # `where`: category, file, line, as `warnings.showwarning` is called.
-    if where and where[0] is UserWarning and "swiftvlm" in str(where[1]):
+    if where and where[0] is UserWarning and Path(where[1]).is_relative_to(PACKAGE):
         _say(f"note: {message}", 0)
 
 

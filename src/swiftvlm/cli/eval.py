@@ -78,16 +78,21 @@ def evaluate(
     journal.claim({cell.label: cell.described(asker.shape) for cell in cells})
     for path in join or []:
         _join(journal, path)
-    with progress("answering", len(cells) * len(samples_of(wanted))) as tell:
-        asker.run(wanted, cells, journal, tell)
-    # Of all cells in the file, those of earlier commands too: the summary replaces theirs.
-    summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
-    journal.finish(summary)
+    summary = _answered(asker, wanted, cells, journal)
     draw_accuracy(summary).savefig(out.with_suffix(".png"), dpi=120)
     if json:
         print_json(summary)
     else:
         show(summary, wanted, floors, out)
+
+
+def _answered(asker: Evaluation, tasks: list[Task], cells: list[Cell], journal: Journal) -> list[dict[str, Any]]:
+    with progress("answering", len(cells) * len(samples_of(tasks))) as tell:
+        asker.run(tasks, cells, journal, tell)
+    # Of all cells in the file, those of earlier commands too: the summary replaces theirs.
+    summary = summarize(journal.rows, list(dict.fromkeys(row["cell"] for row in journal.rows)))
+    journal.finish(summary)
+    return summary
 
 
 def _join(journal: Journal, path: Path) -> None:
@@ -144,7 +149,7 @@ def _limits(budgets: str) -> list[int | float | None]:
 
 
 def header(model: Any, tasks: list[Task], kind: str) -> dict[str, Any]:
-    """With what a file is measured: the command, the model, the tasks' version, versions of libraries, the hardware."""
+    """With what a file is measured: the model, its dtype, the tasks' version, versions of libraries, the hardware."""
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -153,6 +158,7 @@ def header(model: Any, tasks: list[Task], kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "model": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "tasks": {"embedded": tasks[0].version},
         "versions": versions,
         "hardware": {"device": str(model.device), "machine": platform.machine(), "threads": torch.get_num_threads()},

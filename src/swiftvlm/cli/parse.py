@@ -61,7 +61,7 @@ def read_method(text: str, seed: int = 0, layers: str | None = None) -> Method:
     if len(values) < len(given):
         raise SwiftVLMError(f"{text!r} gives a field more than once")
     if layers is not None:
-        if name.split(":")[0] != SwiftVLM.name:
+        if name != SwiftVLM.name:
             raise SwiftVLMError(f"--layers {layers!r} is for --method {SwiftVLM.name}, not {name!r}")
         if "layers" in values:
             raise SwiftVLMError(f"{text!r} has layers of its own; leave --layers {layers!r} out")

@@ -133,8 +133,9 @@ def _save(name: str, shape: ModelShape, found: Profile, chosen: list[Choice], bi
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", made.name).lower()
     # The fingerprint keeps models of one name apart.
     path = own_folder() / f"{stem}-{birth['model'][:8]}.json"
-    # Profiles are found by shape alone: of two models of one shape, one would be pruned at the other's layers.
-    known = profile_for(shape)
+    # Profiles are found by shape alone: of two models of one shape, one would be pruned at the other's layers. Shipped
+    # ones are the user's to overrule.
+    known = profile_for(shape, own_folder())
     if known is not None and known.source != "paper" and known.birth.get("model") != birth["model"]:
         raise SelectionError(
             f"{known.name} has measured layers for models of this shape; to save those of {made.name}, move its "

@@ -125,8 +125,8 @@ def _prepare(
 ) -> Session:
     if pad:
         mean = processor.image_processor.image_mean
-        # The mean colour, which is about 0 once normalised.
-        red, green, blue = (round(255 * share) for share in mean)
+        # The mean colour, which is about 0 once normalised; rounded down, as LLaVA's own padding is.
+        red, green, blue = (int(255 * share) for share in mean)
         images = [pad_to_square(image, (red, green, blue)) for image in images]
     prompt = build_prompt(processor, question, len(images), system)
     # This `to` casts floating-point tensors only: ids stay ints.

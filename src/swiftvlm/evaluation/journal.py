@@ -18,14 +18,14 @@ class Journal:
     def __init__(self, path: Path, header: dict[str, Any], must: tuple[str, ...] = (), borrowed: bool = False) -> None:
         """Open a result file to go on with it; `header` says what it must have been measured with.
 
-        Model and tasks must be those of the file, and whatever else `must` names and the file knows. A `borrowed` file
-        may still be growing under somebody else: it is only read.
+        Model, tasks and dtype must be those of the file, and whatever else `must` names and the file knows. A
+        `borrowed` file may still be growing under somebody else: it is only read.
 
         Raises:
             SwiftVLMError: the file is no result file, or of another model, or of other questions.
         """
         self.path, self.part, self.borrowed = path, path.with_name(path.name + ".part"), borrowed
-        self.header, self.must = {"format": FORMAT, **header}, ("format", "model", "tasks", *must)
+        self.header, self.must = {"format": FORMAT, **header}, ("format", "model", "tasks", "dtype", *must)
         # What each cell's name stands for; reading the two files below fills it in.
         self.cells: dict[str, str] = {}
         self.rows: list[Row] = self._finished() + self._unfinished()
@@ -134,15 +134,17 @@ class Journal:
         What another process wrote to the same file meanwhile is kept; only the summary does not count it.
         """
         on_disk = Journal(self.path, self.header, self.must, borrowed=True)
-        self.rows += [row for row in on_disk.rows if (row["cell"], row["key"]) not in self.done]
+        fresh = [row for row in on_disk.rows if (row["cell"], row["key"]) not in self.done]
+        self.rows += fresh
+        self.done |= {(row["cell"], row["key"]) for row in fresh}
         self.cells = on_disk.cells | self.cells
         head = self.header | {"cells": self.cells}
         # Without spaces: they would be a tenth of a file of many answers.
         text = json.dumps({"header": head, "summary": summary, "rows": self.rows}, separators=(",", ":"))
         # Each row on a line of its own, for diffs. Quotes inside answers are escaped, so none of them matches.
         text = text.replace('{"task"', '\n {"task"')
-        fresh = self.path.with_name(self.path.name + ".new")
-        fresh.write_text(text + "\n")
+        written = self.path.with_name(self.path.name + ".new")
+        written.write_text(text + "\n")
         # In one step: a kill leaves the old file or the new one, never half of one.
-        fresh.replace(self.path)
+        written.replace(self.path)
         self.part.unlink(missing_ok=True)

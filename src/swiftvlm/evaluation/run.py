@@ -59,7 +59,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     known = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         known.update(f"{name}{tuple(weight.shape)}".encode())
-        # As float32, since numpy has no bfloat16; a cast that loses nothing therefore leaves the fingerprint as it was.
+        # As float32, since numpy has no bfloat16; a cast that loses nothing leaves the fingerprint as it was: result
+        # files name the dtype beside it.
         known.update(weight.flatten()[:1024].float().cpu().numpy().tobytes())
     return known.hexdigest()[:16]
 

@@ -67,4 +67,5 @@ def _panel(axes: Axes, image: Image, run: Run, stage: int, target: list[int]) ->
     corner = min(across) * x, min(down) * y
     size = (max(across) + 1) * x - corner[0], (max(down) + 1) * y - corner[1]
     axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=TRUE, linewidth=2))
-    axes.set_title(f"after layer {run.after[stage]}: {len(run.kept[stage][0])} kept", fontsize=8)
+    where = f"after layer {run.after[stage]}" if run.after[stage] else "before layer 1"
+    axes.set_title(f"{where}: {len(run.kept[stage][0])} kept", fontsize=8)

@@ -122,11 +122,20 @@ class SwiftVLM(Method):
 def layers_for(shape: ModelShape) -> tuple[int, ...]:
     """The measured pruning layers of a model of this shape (`swiftvlm.profiles`), else the paper's, scaled and said."""
     known = profile_for(shape)
-    return known.layers if known else scaled_layers(shape.layers)
+    if known:
+        return known.layers
+    chosen = scaled_layers(shape.layers)
+    if shape.layers != PAPER_DEPTH:
+        warnings.warn(
+            f"no measured pruning layers for {shape.layers} layers: SwiftVLM uses {chosen}, the paper's {PAPER_LAYERS} "
+            f"of {PAPER_DEPTH} scaled by depth. Pass layers=... to choose them.",
+            stacklevel=2,
+        )
+    return chosen
 
 
 def scaled_layers(depth: int) -> tuple[int, ...]:
-    """The paper's 3, 11, 15 of 32 as the same fractions of another depth: max(3, round(i * depth / 32)), said once.
+    """The paper's 3, 11, 15 of 32 as the same fractions of another depth: max(3, round(i * depth / 32)).
 
     Very shallow models push later layers back so that at least one layer runs between two stages. Raises `MethodError`
     below 6 layers, where three stages do not fit.
@@ -141,9 +150,4 @@ def scaled_layers(depth: int) -> tuple[int, ...]:
     chosen = (first, second, max(third, second + 1))
     if chosen[-1] > depth:
         raise MethodError(f"a model of {depth} layers is too shallow for SwiftVLM's three stages; give layers=...")
-    warnings.warn(
-        f"no measured pruning layers for {depth} layers: SwiftVLM uses {chosen}, the paper's {PAPER_LAYERS} of "
-        f"{PAPER_DEPTH} scaled by depth. Pass layers=... to choose them.",
-        stacklevel=2,
-    )
     return chosen

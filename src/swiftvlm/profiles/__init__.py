@@ -58,9 +58,9 @@ def own_folder() -> Path:
     return Path(os.environ.get("SWIFTVLM_PROFILES") or Path.home() / ".swiftvlm" / "profiles")
 
 
-def all_profiles() -> Iterator[LayerProfile]:
-    """The user's profiles, then the shipped ones, each in order of name."""
-    for folder in (own_folder(), SHIPPED):
+def all_profiles(*folders: Path) -> Iterator[LayerProfile]:
+    """The user's profiles, then the shipped ones, each in order of name; or those of `folders`."""
+    for folder in folders or (own_folder(), SHIPPED):
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
             yield _cached(path, path.stat().st_mtime_ns)
 
@@ -70,9 +70,9 @@ def _cached(path: Path, changed: int) -> LayerProfile:
     return read(path)
 
 
-def profile_for(shape: ModelShape) -> LayerProfile | None:
+def profile_for(shape: ModelShape, *folders: Path) -> LayerProfile | None:
     """The first profile of a model of this shape, or None. Raises `SelectionError` for a broken file."""
-    return next((profile for profile in all_profiles() if _widths(profile.shape) == _widths(shape)), None)
+    return next((profile for profile in all_profiles(*folders) if _widths(profile.shape) == _widths(shape)), None)
 
 
 def _widths(shape: ModelShape) -> tuple[int, ...]:

@@ -43,7 +43,8 @@ def early_against_late(orders: Sequence[Order]) -> list[list[Number]]:
 def kept_of_top(run: Run, orders: Sequence[Order]) -> dict[str, Number]:
     """Share of the whole model's top tokens, at the layer behind the last stage, that the last stage kept (figure 8).
 
-    A stage after `n` layers chooses for layer n + 1, so it is compared with the ranking of that layer.
+    A stage after `n` layers chooses for layer n + 1, so it is compared with the ranking of that layer; a first one
+    reads layer n's map, so with that of layer n.
     """
     # A run names slots of the prompt, a ranking places among its visual tokens.
     visual = run.candidates[0][0].tolist()

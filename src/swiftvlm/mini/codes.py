@@ -24,7 +24,7 @@ REACH = 2.0  # pixels around a thing's middle; patches that they touch carry its
 FREQUENCIES = (0.5, 1.0, 2.0, 4.0, 8.0)  # full waves over the picture's side
 SLOTS = max(LENGTHS)
 # 0 is a patch that shows nothing; the kinds count from 1 in their order, and a sign is the last.
-NO_KIND, SIGN = 0, len(KINDS) + 1
+SIGN = len(KINDS) + 1
 # In the order of a code's entries, by which `start` and `dense` find them; `shown` has two, yes and no.
 WIDTHS = {"shown": 2, "kind": len(KINDS) + 1, "color": len(COLORS), "box": 8 * len(FREQUENCIES), "word": SLOTS * 20}
 WIDTH = sum(WIDTHS.values())
@@ -130,7 +130,7 @@ def _stamp(part: dict[str, Any], where: tuple[slice, slice], thing: Thing | Sign
 def waves(box: Tensor) -> Tensor:
     """Boxes of shape (..., 4) as sines and cosines of every coordinate, (..., 8 * frequencies)."""
     # (..., 4, frequencies): edge by edge, the sines before the cosines; `start` halves them into two corners.
-    angle = 2 * math.pi * box[..., None] * torch.tensor(FREQUENCIES)
+    angle = 2 * math.pi * box[..., None] * torch.tensor(FREQUENCIES, device=box.device)
     return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
 

@@ -23,7 +23,7 @@ class Phrase:
     beside: tuple[tuple[str, "Phrase"], ...] = ()
 
     def __str__(self) -> str:
-        words = [self.place and {"top": "top", "bottom": "bottom"}.get(self.place, self.place), self.size, self.color]
+        words = [self.place, self.size, self.color]
         text = " ".join([word for word in words if word] + [self.kind])
         relations = " and ".join(f"{side} the {other}" for side, other in self.beside)
         return f"{text} {relations}" if relations else text

@@ -25,7 +25,7 @@ HELD_OUT = 10**9  # seeds of the training pool from here on are never trained on
 
 
 class Phase:
-    """A model and the part of it that is trained, with batches that depend on nothing but the step."""
+    """A model and the part of it that is trained, with batches that depend on nothing but step and progress."""
 
     name = ""
 
@@ -99,7 +99,8 @@ def overlap(one: Tensor, other: Tensor) -> float:
 def chosen(shown: Tensor, count: int, seed: int) -> Tensor:
     """Indexes (rows, count) of visual tokens: all that show something, others at random, in order of place."""
     # Noise is below 1: what is shown goes first, and is lost only where there is more of it than `count`.
-    noise = torch.rand(shown.shape, generator=torch.Generator().manual_seed(seed))
+    # Drawn on the CPU: devices draw other numbers.
+    noise = torch.rand(shown.shape, generator=torch.Generator().manual_seed(seed)).to(shown.device)
     return (noise + shown.float()).topk(count, dim=-1).indices.sort(dim=-1).values
 
 
@@ -227,7 +228,8 @@ class Read(Tower):
             labels = codes.patches(scenes)
             hidden = see(self.model, pictures(scenes).to(self.device))[:, 1:]
             word = torch.where((labels.middle & (labels.kind == codes.SIGN))[..., None], labels.word + 1, 0)
-            self.seen.update(zip(seeds, zip(hidden, labels.middle, word, strict=True), strict=True))
+            found = hidden, labels.middle.to(self.device), word.to(self.device)
+            self.seen.update(zip(seeds, zip(*found, strict=True), strict=True))
         return [torch.stack(parts) for parts in zip(*(self.seen[seed] for seed in seeds), strict=True)]
 
     def _read(self, seeds: range, count: int, seed: int, turn: int = 0) -> tuple[Tensor, Pack, Tensor]:
@@ -238,8 +240,7 @@ class Read(Tower):
         visual = self.model.model.multi_modal_projector(hidden.gather(1, places.expand(-1, -1, hidden.shape[-1])))
         told = word.gather(1, places.expand(-1, -1, word.shape[-1]))
         made = packed([scene(TRAIN, one) for one in seeds], self.device, turn=turn)
-        logits = answer(self.model, visual, places[..., 0].to(self.device), made)
-        return logits, made, letter_loss(visual, told.to(self.device))
+        return answer(self.model, visual, places[..., 0], made), made, letter_loss(visual, told)
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         turn, place = divmod(step, self.pictures // self.batch)

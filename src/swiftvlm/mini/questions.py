@@ -150,7 +150,7 @@ def gqa(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def pope(rng: random.Random, scene: Scene) -> Question | None:
-    """Presence; half of the answers are yes. Half of the absent things differ from a present one in colour only."""
+    """Presence; half of the answers are yes. Three in ten absent things differ from a present one in colour only."""
     thing = rng.choice(scene.things)
     there = {(other.kind, other.color) for other in scene.things}
     bare = rng.random() < 0.4

@@ -1,6 +1,6 @@
 """Sizes of the embedded model, and the model itself before training: LLaVA-1.5's architecture, made small."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ def grow(model: LlavaForConditionalGeneration, recipe: Recipe) -> LlavaForCondit
     Their last projections are zero, so training starts from the same function and puts the new depth to use.
     """
     old = model.model.language_model.layers
-    deeper = build(replace(recipe, layers=recipe.layers))
+    deeper = build(recipe)
     theirs = deeper.model.language_model.layers
     every = recipe.layers // len(old)
     state = {key: value for key, value in model.state_dict().items() if ".language_model.layers." not in key}

@@ -2,9 +2,9 @@
 
 A language model from random weights needs hundreds of thousands of questions before any token finds the patch that it
 names. Two choices of the first weights spare most of them: the word `umbrella` begins as the vector that stands for an
-umbrella in a patch's code, in and out; and two heads of each layer begin by comparing names with what patches show, in
-the spirit of the mimetic initialisation of Trockman and Kolter (arXiv 2305.09828). The tower's positions begin
-as waves over the grid, and most of its heads begin by looking at one neighbour each, as a convolution does.
+umbrella in a patch's code, in and out; and three heads of each layer begin by comparing names with what patches show,
+in the spirit of the mimetic initialisation of Trockman and Kolter (arXiv 2305.09828). The tower's positions begin as
+waves over the grid, and most of its heads begin by looking at one neighbour each, as a convolution does.
 """
 
 import math

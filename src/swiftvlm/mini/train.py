@@ -162,17 +162,18 @@ def plot(log: list[dict[str, Any]], path: Path) -> None:
 def begin(phase: str, recipe: Recipe, out: Path, seed: int, onward: bool) -> LlavaForConditionalGeneration:
     """The model a phase starts from: first weights, or those that the phases before it left in `out`.
 
-    `onward`: the shipped weights instead, with the tower that a further `tower` phase left in `out`.
+    `onward`: the shipped weights instead; `read` takes the tower that a further `tower` phase left in `out`.
 
     Raises:
         typer.BadParameter: a phase before it has not been trained.
     """
-    model = prime(build(replace(recipe, layers=recipe.seed_layers), seed))
     if onward:
         model, _ = load_mini()
         model.train()
         # As in `build`: faster backwards.
         model.set_attn_implementation("eager")
+    else:
+        model = prime(build(replace(recipe, layers=recipe.seed_layers), seed))
     if phase == "deep" and not onward:
         model.load_state_dict(_left(out, "read", phase))
         model = grow(model, recipe)

@@ -20,10 +20,11 @@ import swiftvlm
 from swiftvlm.cli.parse import read_method
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.run import fingerprint
-from swiftvlm.evaluation.tasks import Sample, embedded_task
+from swiftvlm.evaluation.tasks import Sample
 from swiftvlm.inputs.prompts import build_prompt
 from swiftvlm.methods.base import Method
 from swiftvlm.mini import load_mini, pool
+from swiftvlm.mini.tasks import embedded_task
 
 WITH_TARGETS = ("ref", "ref+", "refg", "text")
 

@@ -21,9 +21,8 @@ RANKS = [  # a module imports only from lines above its own
     {"methods", "families"},
     {"engine", "figures"},
     {"bench", "inputs"},
-    {"mini"},
     {"evaluation"},
-    {"selection"},
+    {"mini", "selection"},
     {"cli"},
 ]
 

@@ -19,8 +19,9 @@ from swiftvlm.evaluation.journal import Journal
 from swiftvlm.evaluation.run import chunks
 from swiftvlm.evaluation.scorers import f1, iou, mean, paired, score
 from swiftvlm.evaluation.summary import summarize
-from swiftvlm.evaluation.tasks import Sample, Task, embedded_task
+from swiftvlm.evaluation.tasks import Sample, Task
 from swiftvlm.mini import pool
+from swiftvlm.mini.tasks import embedded_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
 

@@ -10,7 +10,7 @@ import swiftvlm
 from swiftvlm import SwiftVLM
 from swiftvlm.cli.app import main
 from swiftvlm.errors import SelectionError
-from swiftvlm.evaluation.tasks import Sample, embedded_task
+from swiftvlm.evaluation.tasks import Sample
 from swiftvlm.figures.changes import draw_changes
 from swiftvlm.figures.cost import draw_cost
 from swiftvlm.figures.overlap import draw_overlap
@@ -21,6 +21,7 @@ from swiftvlm.methods import find_method
 from swiftvlm.methods.fastv import FastV
 from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.scenes import scene
+from swiftvlm.mini.tasks import embedded_task
 from swiftvlm.mini.words import TEST
 from swiftvlm.selection import story as stories
 from swiftvlm.selection.alignment import Change, agreement, changes

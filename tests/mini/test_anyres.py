@@ -8,9 +8,9 @@ import torch
 import swiftvlm
 from swiftvlm.cli.app import main
 from swiftvlm.evaluation.run import Evaluation
-from swiftvlm.evaluation.tasks import embedded_task
 from swiftvlm.mini import load_mini
 from swiftvlm.mini.anyres import load_mini_anyres
+from swiftvlm.mini.tasks import embedded_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
 

@@ -14,12 +14,12 @@ from swiftvlm.evaluation.journal import Journal
 from swiftvlm.evaluation.oracle import ORACLE, oracle
 from swiftvlm.evaluation.run import Cell, Evaluation
 from swiftvlm.evaluation.scorers import mean
-from swiftvlm.evaluation.tasks import embedded_task
 from swiftvlm.inputs.prompts import build_prompt
 from swiftvlm.methods import find_method
 from swiftvlm.mini import load, pool
 from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.load import WEIGHTS, load_mini
+from swiftvlm.mini.tasks import embedded_task
 from tests.mini.recorded import scores
 
 COUNT = 12  # questions a task, of the quick subset's 50

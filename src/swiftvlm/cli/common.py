@@ -1,18 +1,23 @@
 """What the measuring commands share: the model, the questions, the result file."""
 
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal, Row
-from swiftvlm.evaluation.tasks import Sample, Task, check_task, embedded_task
+from swiftvlm.evaluation.run import fingerprint
+from swiftvlm.evaluation.tasks import Sample, Task
 from swiftvlm.inputs.checkpoint import load_checkpoint, placed
 from swiftvlm.mini import load_mini
 from swiftvlm.mini.anyres import load_mini_anyres
+from swiftvlm.mini.tasks import check_task, embedded_task
 
 
 def check_out(out: Path) -> None:
@@ -60,3 +65,20 @@ def rows_of(journal: Journal, tasks: Sequence[Task]) -> list[Row]:
     """The answers to these questions; a file may hold others, of an earlier command."""
     keys = {sample.key for sample in samples_of(tasks)}
     return [row for row in journal.rows if row["key"] in keys]
+
+
+def header(model: Any, tasks: list[Task], kind: str) -> dict[str, Any]:
+    """With what a file is measured: the model, its dtype, the tasks' version, versions of libraries, the hardware."""
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    return {
+        "kind": kind,
+        "model": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tasks": {"embedded": tasks[0].version},
+        "versions": versions,
+        "hardware": {"device": str(model.device), "machine": platform.machine(), "threads": torch.get_num_threads()},
+    }

@@ -15,11 +15,12 @@ from swiftvlm.cli.parse import print_json
 from swiftvlm.cli.report import progress, scaled
 from swiftvlm.cli.saving import check_folder, save_all
 from swiftvlm.evaluation.scorers import score
-from swiftvlm.evaluation.tasks import Sample, embedded_task
+from swiftvlm.evaluation.tasks import Sample
 from swiftvlm.figures.answers import Answer, draw_answers
 from swiftvlm.inputs.prompts import build_prompt, read_boxes
 from swiftvlm.methods import find_method
 from swiftvlm.mini import load_mini, pool
+from swiftvlm.mini.tasks import embedded_task
 
 METHODS = ("vanilla", "fastv", "swiftvlm")
 BUDGET = 192

@@ -1,22 +1,19 @@
 """`swiftvlm eval`: accuracy of methods at budgets, beside vanilla, on fixed questions."""
 
-import platform
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-import transformers
 import typer
 from rich.console import Console
 
 from swiftvlm.budget import target_average
-from swiftvlm.cli.common import asked_tasks, check_form, check_out, open_model, samples_of
+from swiftvlm.cli.common import asked_tasks, check_form, check_out, header, open_model, samples_of
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
 from swiftvlm.evaluation.oracle import ORACLE
-from swiftvlm.evaluation.run import Cell, Evaluation, fingerprint
+from swiftvlm.evaluation.run import Cell, Evaluation
 from swiftvlm.evaluation.summary import VANILLA, summarize
 from swiftvlm.evaluation.tables import table
 from swiftvlm.evaluation.tasks import Task
@@ -146,23 +143,6 @@ def _limits(budgets: str) -> list[int | float | None]:
     for limit in limits:
         target_average(limit, 1)  # wrong whatever the picture
     return limits
-
-
-def header(model: Any, tasks: list[Task], kind: str) -> dict[str, Any]:
-    """With what a file is measured: the model, its dtype, the tasks' version, versions of libraries, the hardware."""
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    return {
-        "kind": kind,
-        "model": fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "tasks": {"embedded": tasks[0].version},
-        "versions": versions,
-        "hardware": {"device": str(model.device), "machine": platform.machine(), "threads": torch.get_num_threads()},
-    }
 
 
 def _seconds(summary: list[dict[str, Any]]) -> str:

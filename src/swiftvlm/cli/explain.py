@@ -8,16 +8,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from swiftvlm.cli.common import asked_tasks, check_out, open_model, rows_of, samples_of
-from swiftvlm.cli.eval import header
+from swiftvlm.cli.common import asked_tasks, check_out, header, open_model, rows_of, samples_of
 from swiftvlm.cli.parse import print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.tasks import Sample, embedded_task
+from swiftvlm.evaluation.tasks import Sample
 from swiftvlm.methods import Method, SwiftVLM
 from swiftvlm.methods.swiftvlm import scaled_layers
 from swiftvlm.mini import pool
+from swiftvlm.mini.tasks import embedded_task
 from swiftvlm.selection.explain import SHARES, Explaining, projected, summary_of
 from swiftvlm.selection.story import Story, can, tell_story
 from swiftvlm.shape import ModelShape
@@ -105,7 +105,7 @@ def _budget(option: str, text: str) -> int | float:
 
 def _able(named: dict[str, Method], runner: Explaining, budget: int | float) -> dict[str, Method]:
     """The methods that can meet the story's budget; the last one, which keeps what others lose, must be able."""
-    able = {name: one for name, one in named.items() if can(runner.shape, one, budget)}
+    able = {name: one for name, one in named.items() if can(runner.shape, one, budget, pool.VISUAL)}
     if list(named)[-1] not in able or len(able) < 2:
         raise SwiftVLMError(f"--story {budget}: of {', '.join(named)} only {', '.join(able) or 'none'} can meet it")
     return able

@@ -15,7 +15,6 @@ import swiftvlm
 from swiftvlm.cli.parse import read_budget, read_method, read_shape
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.summary import VANILLA
-from swiftvlm.evaluation.tasks import embedded_task
 from swiftvlm.figures.accuracy import draw_accuracy, method_of
 from swiftvlm.figures.changes import draw_changes
 from swiftvlm.figures.cost import draw_cost
@@ -26,6 +25,7 @@ from swiftvlm.figures.river import draw_river
 from swiftvlm.figures.schematic import draw_schematic
 from swiftvlm.figures.stages import draw_lost, draw_stages
 from swiftvlm.mini import pool
+from swiftvlm.mini.tasks import embedded_task
 
 # Each: what draws it from a result file's summary and rows, and the command that writes such a file.
 Draw = Callable[[Any, Any], Figure]

@@ -12,8 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from swiftvlm.cli.common import asked_tasks, check_out, open_model, rows_of, samples_of
-from swiftvlm.cli.eval import header
+from swiftvlm.cli.common import asked_tasks, check_out, header, open_model, rows_of, samples_of
 from swiftvlm.cli.parse import ASKED, print_json
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SelectionError

@@ -21,7 +21,6 @@ from swiftvlm.evaluation.tasks import Sample, Task
 from swiftvlm.families import find_family
 from swiftvlm.inputs.prompts import build_prompt
 from swiftvlm.methods.base import Method
-from swiftvlm.mini.pool import VISUAL
 from swiftvlm.shape import ModelShape
 
 ROOM = 6  # tokens that an answer may have beyond the true one
@@ -36,10 +35,10 @@ class Cell:
     method: Method
     budget: int | float | None
 
-    def floor(self, shape: ModelShape, visual: int) -> str | None:
-        """Why the budget cannot be met by this method on this model, or None if it can."""
-        if self.label == ORACLE and visual != VISUAL:
-            return f"it knows the places of {VISUAL} patches, and here are {visual} visual tokens"
+    def floor(self, shape: ModelShape, visual: int, patches: int) -> str | None:
+        """Why the budget cannot be met by this method on this model, or None if it can; `patches` as in `Sample`."""
+        if self.label == ORACLE and visual != patches:
+            return f"it knows the places of {patches} patches, and here are {visual} visual tokens"
         try:
             # Any number of text tokens will do: counts depend on the visual ones alone.
             self.method.plan(shape, visual, 16, self.budget)
@@ -157,7 +156,7 @@ class Evaluation:
         prompt = build_prompt(self.processor, sample.question, 1)
         ids = self.processor(images=[sample.picture()], text=[prompt], return_tensors="pt")["input_ids"]
         visual = int(find_family(self.model).visual(self.model, ids).sum())
-        return {cell.label: why for cell in cells if (why := cell.floor(self.shape, visual))}
+        return {cell.label: why for cell in cells if (why := cell.floor(self.shape, visual, sample.patches))}
 
     def longest(self, samples: Sequence[Sample]) -> int:
         """Tokens that answers may have: tokenizers differ, and one that spells numbers out needs many for a box."""

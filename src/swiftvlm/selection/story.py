@@ -11,7 +11,6 @@ from swiftvlm.evaluation.scorers import score
 from swiftvlm.evaluation.tasks import Sample
 from swiftvlm.methods import find_method
 from swiftvlm.methods.base import Method
-from swiftvlm.mini.pool import VISUAL
 from swiftvlm.selection.explain import Asked, Explaining
 from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Run, Trace
@@ -40,11 +39,11 @@ def tell_story(
     return None
 
 
-def can(shape: ModelShape, method: Method, budget: int | float) -> bool:
-    """Whether a method can meet the budget on the embedded model's pictures."""
+def can(shape: ModelShape, method: Method, budget: int | float, visual: int) -> bool:
+    """Whether a method can meet the budget on pictures of `visual` tokens."""
     try:
         # Any number of text tokens: counts depend on the visual ones alone.
-        method.plan(shape, VISUAL, 16, budget)
+        method.plan(shape, visual, 16, budget)
     except BudgetError:
         return False
     return True

@@ -10,6 +10,7 @@ import torch
 
 import swiftvlm
 from scripts import tables
+from swiftvlm import methods
 from swiftvlm.mini import drawing, scenes, words
 from tests.laws.cases import SETTINGS, mixed_batch
 from tests.support import tiny
@@ -22,9 +23,9 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
 
 
-def test_adding_a_method():
+def test_adding_a_method(monkeypatch):
     """The example of docs/adding.md: short, within its budget, and a no-op where it keeps everything."""
-    method, use = blocks("adding.md")
+    method, use, learned = blocks("adding.md")
     assert len(method.strip().splitlines()) <= 30
     names: dict[str, Any] = {"picture": drawing.draw(scenes.scene(words.TEST, 0))}
     exec(method + use, names)
@@ -35,6 +36,32 @@ def test_adding_a_method():
     plain = model(**batch).logits
     with swiftvlm.prune(model, loudest(), budget=1.0):
         assert torch.equal(model(**batch).logits, plain)
+    # The second place: with its line in the table, the name is enough.
+    table = {**methods.METHODS, "loudest": loudest}
+    monkeypatch.setattr(methods, "METHODS", table)
+    assert swiftvlm.plan("loudest", 192, swiftvlm.ModelShape(), 576).average_tokens <= 192
+    # A module of one's own that says what `Loudest` computes chooses what `Loudest` does.
+    exec(learned, names)
+    chosen = [
+        kept_by(model, names["Trained"](Length(), counts=(5,)), batch),
+        kept_by(model, loudest(counts=(5,)), batch),
+    ]
+    assert chosen[0] == chosen[1]
+
+
+class Length(torch.nn.Module):
+    """Stands for trained weights."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The length of a state, as a module's single output."""
+        return hidden.norm(dim=-1, keepdim=True)
+
+
+def kept_by(model: torch.nn.Module, method: Any, batch: dict[str, torch.Tensor]) -> list[list[int]]:
+    """The tokens that a method's only stage keeps, row by row."""
+    with swiftvlm.prune(model, method) as trace:
+        model(**batch)
+    return [row.tolist() for row in trace.kept[0]]
 
 
 def test_what_pages_show_is_there():

@@ -2,9 +2,15 @@
 
 from typing import Any
 
+import pytest
 import torch
 
 import swiftvlm
+from swiftvlm import SwiftVLM
+from swiftvlm.errors import MethodError
+from swiftvlm.methods import find_method
+from swiftvlm.methods.coordinated import Coordinated
+from swiftvlm.methods.fastv import FastV
 from swiftvlm.scores import Coordinates, View
 from tests.support import batch_of, make_row, tiny
 
@@ -59,3 +65,32 @@ def test_coordinates_are_kept_whatever_is_asked():
             {int(slot) - extra for slot in trace.kept[0][0]} & {int(slot) - extra for slot in trace.kept[1][0]}
         )
     assert len(found[0] & found[1] & found[2]) >= 5
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_any_method_may_keep_coordinates(family):
+    """Around SwiftVLM it is the field of that name; around FastV some of its tokens give way to coordinates."""
+    model = tiny(family)
+    batch = batch_of(model, [make_row(model, seed, images=2) for seed in range(2)])
+    swift = {"layers": (2, 4, 6), "counts": (6, 3, 5, 2, 4)}
+    methods = (SwiftVLM(**swift, coordinates=0.1), Coordinated(SwiftVLM(**swift), 0.1))
+    fast = FastV(after=2, counts=(8,))
+    kept = []
+    for method in (*methods, fast, Coordinated(fast, 0.2)):
+        with swiftvlm.prune(model, method) as trace, torch.no_grad():
+            logits = model(**batch).logits
+        kept.append(([[row.tolist() for row in stage] for stage in trace.kept], logits))
+    assert kept[0][0] == kept[1][0]
+    assert torch.equal(kept[0][1], kept[1][1])
+    assert [len(row) for row in kept[2][0][0]] == [len(row) for row in kept[3][0][0]]
+    assert kept[2][0] != kept[3][0]
+
+
+def test_coordinates_need_a_stage_inside_the_model():
+    """Before the language model no token has a position; shares of nothing and of everything are refused."""
+    with pytest.raises(MethodError, match="divprune has no stage inside the language model"):
+        swiftvlm.prune(tiny(), Coordinated(find_method("divprune")), budget=8)
+    with pytest.raises(MethodError, match=r"share is a share of the visual tokens in \(0, 1\), got 1.0"):
+        Coordinated(FastV(), 1.0)
+    plan = swiftvlm.plan(Coordinated(FastV()), 192, swiftvlm.ModelShape(), 576)
+    assert plan == swiftvlm.plan(FastV(), 192, swiftvlm.ModelShape(), 576)

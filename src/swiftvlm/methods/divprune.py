@@ -1,8 +1,10 @@
 """DivPrune: patches as far apart as possible, before the language model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from swiftvlm.methods.base import Preset
 from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.divprune import Farthest
 from swiftvlm.stage import Reduction
@@ -19,6 +21,8 @@ class DivPrune(Tiled):
     summary: ClassVar[str] = "before the model: patches as unlike each other as possible"
     paper: ClassVar[str] = "arXiv:2503.02175"
     source: ClassVar[str] = "official code"
+    # Its own ratio for LLaVA-1.5, .098 of 576.
+    presets: ClassVar[Mapping[str, Preset]] = {"56": Preset((0,), ((56, 0),))}
 
     @property
     def reduction(self) -> Reduction:

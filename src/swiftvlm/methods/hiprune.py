@@ -1,9 +1,11 @@
 """HiPrune: anchors of a middle layer of the tower with their neighbours, and a deep layer's favourites."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from swiftvlm.errors import MethodError
+from swiftvlm.methods.base import Preset
 from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.hiprune import Hierarchy
 from swiftvlm.stage import Reduction
@@ -22,6 +24,11 @@ class HiPrune(Tiled):
     summary: ClassVar[str] = "before the model: anchors, their neighbours, a deep layer's favourites"
     paper: ClassVar[str] = "arXiv:2508.00553"
     source: ClassVar[str] = "official code"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "192": Preset((0,), ((192, 0),)),
+        "128": Preset((0,), ((128, 0),)),
+        "64": Preset((0,), ((64, 0),)),
+    }
 
     # The official setting: 4, 3 and 1 anchors at 192, 128 and 64 tokens.
     alpha: float = 0.1

@@ -1,9 +1,11 @@
 """HoloV: every stretch of the image gets a share of the tokens, by attention and variety."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from swiftvlm.errors import MethodError
+from swiftvlm.methods.base import Preset
 from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.holov import Shared
 from swiftvlm.stage import Reduction
@@ -27,6 +29,8 @@ class HoloV(Tiled):
     summary: ClassVar[str] = "before the model: a share for every stretch of the image"
     paper: ClassVar[str] = "arXiv:2510.02912"
     source: ClassVar[str] = "official code; two flaws mended"
+    # Written into the official call.
+    presets: ClassVar[Mapping[str, Preset]] = {"64": Preset((0,), ((64, 0),))}
 
     # The official code's for LLaVA (its version for Qwen has alpha 1).
     alpha: float = 0.09

@@ -6,22 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from swiftvlm.cli.app import main
 from swiftvlm.cli.eval import show
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.run import chunks
+from swiftvlm.evaluation.run import chunks, fingerprint
 from swiftvlm.evaluation.scorers import f1, iou, mean, paired, score
 from swiftvlm.evaluation.summary import summarize
 from swiftvlm.evaluation.tasks import Sample, Task
 from swiftvlm.mini import pool
 from swiftvlm.mini.tasks import embedded_task
+from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
 
@@ -165,6 +168,17 @@ def test_files_of_two_machines_are_joined(tmp_path):
     mine.join(theirs)
     mine.join(theirs)
     assert mine.rows == ROWS == Journal(tmp_path / "a.json", HEADER).rows
+
+
+def test_a_model_is_known_on_every_processor():
+    """A newline that was worked out when loading differs in its last bits; other weights are another model."""
+    model = deepcopy(tiny("llava_next"))
+    known = fingerprint(model)
+    with torch.no_grad():
+        model.model.image_newline.mul_(1 + 1e-7)
+        assert fingerprint(model) == known
+        model.model.image_newline.mul_(1.1)
+        assert fingerprint(model) != known
 
 
 def test_a_name_stands_for_one_method(tmp_path):

@@ -73,7 +73,9 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
 NEEDS_WEIGHTS: Mapping[str, str] = MappingProxyType(
     {
         "q-former": "arXiv:2301.12597",
+        "llama-vid": "arXiv:2311.17043",
         "voco-llama": "arXiv:2406.12275",
+        "focusllava": "arXiv:2411.14228",
         "atp-llava": "arXiv:2412.00447",
         "glimpseprune": "arXiv:2508.01548",
         "visionthink": "arXiv:2507.13348",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import swiftvlm
 from swiftvlm.methods.base import Method
+from swiftvlm.methods.cdpruner import CDPruner
 from swiftvlm.methods.divprune import DivPrune
 from swiftvlm.methods.hiprune import HiPrune
 from swiftvlm.methods.holov import HoloV
@@ -19,9 +20,18 @@ from swiftvlm.methods.vispruner import VisPruner
 from swiftvlm.methods.vscan import VScan
 from swiftvlm.tower import Block, Seen
 from tests.reference import slow_prelm as slow
+from tests.reference import slow_tower
 from tests.support import IMAGE, PATCH, SIDE, Row, batch_of, make_row, tiny
 
 STEPS, CLOSE = 8, 1e-5
+
+
+def waves(features: Tensor) -> Tensor:
+    """Any relevance of patches (n, channels), as long as it differs."""
+    return features.float().cos().sum(1)
+
+
+RELEVANT = CDPruner(counts=(6,), relevance=lambda seen: waves(seen.features))
 CASES: dict[str, tuple[Method, Any]] = {
     "visionzip": (VisionZip(counts=(5, 3)), lambda tower: slow.slow_visionzip(tower, 5, 3)),
     "visionzip, one contextual": (VisionZip(counts=(2, 1)), lambda tower: slow.slow_visionzip(tower, 2, 1)),
@@ -31,14 +41,24 @@ CASES: dict[str, tuple[Method, Any]] = {
     "divprune, one": (DivPrune(counts=(1,)), lambda tower: divprune(tower, 1)),
     "hiprune": (HiPrune(counts=(9,), alpha=0.6), lambda tower: slow.slow_hiprune(tower, 9, 0.6)),
     "hiprune, no anchor": (HiPrune(counts=(4,)), lambda tower: slow.slow_hiprune(tower, 4)),
+    "prumerge": (PruMerge(counts=(6,)), lambda tower: slow.slow_prumerge(tower, 5)),
+    "prumerge, adaptive": (PruMerge(counts=(16,), adaptive=True), lambda tower: slow.slow_prumerge(tower, None)),
+    "prumerge+": (PruMergePlus(counts=(9,)), lambda tower: plus(tower, 9)),
+    "holov": (HoloV(counts=(6,), crops=4), lambda tower: slow.slow_holov(tower, 6, crops=4)),
+    "cdpruner": (RELEVANT, lambda tower: cdpruner(tower, 6)),
 }
 
 
 def divprune(tower: slow.Tower, count: int) -> slow.Tokens:
     """With the features that its choice stands for."""
-    embeds = tower.project(tower.hidden[-2][1:])
+    embeds = tower.project(slow._patches(tower, tower.hidden[-2]))
     places = slow.slow_divprune(embeds, count)
     return embeds[places], places
+
+
+def cdpruner(tower: slow.Tower, count: int) -> slow.Tokens:
+    """With the relevance of this file."""
+    return slow_tower.slow_cdpruner(tower, waves(slow._patches(tower, tower.hidden[-2])), count)
 
 
 def tower_of(model: nn.Module, pixels: Tensor) -> slow.Tower:
@@ -119,6 +139,16 @@ def test_one_image_equals_the_slow_reference(name, kv_heads):
     check(model, method, reference, rows)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_true_positions_equal_the_slow_reference(kv_heads):
+    """Where tokens are not numbered afresh, each one turns by the slot of the patch it stands for."""
+    model = tiny("llava", kv_heads)
+    rows = [make_row(model, 0, text=4), make_row(model, 1, text=9), make_row(model, 2, images=0, text=5)]
+    method = VisPruner(counts=(6,), positions="original")
+    for batch in (rows[:1], rows):
+        check(model, method, lambda tower: slow.slow_vispruner(tower, 6), batch, whole=True)
+
+
 def random_tower(side: int, seed: int) -> slow.Tower:
     """Six layers of two heads that look at something."""
     draw = torch.Generator().manual_seed(seed)
@@ -150,7 +180,7 @@ def seen_of(tower: slow.Tower, blocks: Sequence[Block] = (), clusters: int = 0) 
 
 def plus(tower: slow.Tower, total: int) -> slow.Tokens:
     """PruMerge+ with the most outstanding patches that leave room for their grid, filled up with the next best."""
-    received = slow.one_head_row(tower.q[-1], tower.k[-1])
+    received = slow.prumerge_scores(tower)
     ranked = sorted(range(len(received)), key=lambda patch: (-float(received[patch]), patch))
     kept = ranked[: total - 1]
     for count in range(total - 1, 0, -1):

@@ -1,6 +1,7 @@
 """Slow, plain visual-token reduction in front of the language model, for one picture (one tile) at a time.
 
-Words: a "patch" is an index into the side * side patches of the picture, 0-based, in raster order. A "row" of the
+Words: a "patch" is an index into the side * side patches of the picture, 0-based, in raster order; where unpadding took
+some of them away, into those that are left, while all of them take part in the tower. A "row" of the
 attention is one query, post-softmax over all 1 + n keys, the [CLS] token included. "Received" attention is read at
 the patches' columns only. "Tokens" of a hidden state are [CLS] first, then the patches.
 
@@ -30,6 +31,7 @@ class Tower:
     hidden: (1 + n, channels) each; hidden[0] enters layers[0], hidden[i] leaves layers[i - 1].
     q, k: per layer (heads, 1 + n, head_dim), outputs of q_proj and k_proj with their bias, not scaled.
     project: (m, channels) -> (m, D), the multimodal projector.
+    here: raster indices of the patches that unpadding left, ascending; None for all of them.
     """
 
     hidden: list[Tensor]
@@ -37,6 +39,7 @@ class Tower:
     k: list[Tensor]
     side: int
     project: Callable[[Tensor], Tensor]
+    here: list[int] | None = None
 
 
 def attention(tower: Tower, layer: int) -> Tensor:
@@ -57,12 +60,17 @@ def scaled_depth(depth: int, layers: int) -> int:
 
 def _cls_row(tower: Tower, layer: int) -> Tensor:
     """Attention that the patches receive from [CLS], (heads, n)."""
-    return attention(tower, layer)[:, 0, 1:]
+    return torch.stack([_patches(tower, row) for row in attention(tower, layer)[:, 0]])
 
 
-def _patches(states: Tensor) -> Tensor:
-    """The patches (n, channels) of states (1 + n, channels)."""
-    return states[1:].float()
+def _patches(tower: Tower, states: Tensor) -> Tensor:
+    """What states (1 + n, ...) hold for the patches, without [CLS] and what unpadding took away."""
+    return states[1:].float() if tower.here is None else states[1:].float()[tower.here]
+
+
+def _cells(tower: Tower) -> list[int]:
+    """The raster index of every patch on the whole grid."""
+    return list(range(tower.side**2)) if tower.here is None else tower.here
 
 
 def _project(tower: Tower, states: list[Tensor]) -> Tensor:
@@ -104,16 +112,16 @@ def slow_visionzip(tower: Tower, dominant: int, contextual: int) -> Tokens:
     Order: [CLS], the dominant patches in raster order, the contextual tokens by ascending target.
     """
     with torch.no_grad():
-        states = tower.hidden[-2].float()
-        total = len(states) - 1
+        states = _patches(tower, tower.hidden[-2])
+        total = len(states)
         received = _cls_row(tower, -2).sum(dim=0)
         chosen = sorted(_best(received, list(range(total)), dominant - 1))
-        metric = _patches(tower.k[-2].float().mean(dim=0))  # (n, head_dim)
+        metric = _patches(tower, tower.k[-2].float().mean(dim=0))  # (n, head_dim)
         groups = contextual_groups(metric, _others(chosen, total), contextual)
         # Ambiguous: the notes do not say whether keys are normalised before or after the mean over heads; after.
-        vectors = [states[0]] + [states[1 + patch] for patch in chosen]
+        vectors = [tower.hidden[-2][0].float()] + [states[patch] for patch in chosen]
         for target, members in groups.items():
-            vectors.append(target_plus_mean(states[1:], target, members))
+            vectors.append(target_plus_mean(states, target, members))
         return _project(tower, vectors), [-1, *chosen, *groups]
 
 
@@ -153,7 +161,7 @@ def slow_vispruner(tower: Tower, count: int, ratio: float = 0.5) -> Tokens:
     Raster order.
     """
     with torch.no_grad():
-        states = _patches(tower.hidden[-2])
+        states = _patches(tower, tower.hidden[-2])
         count = min(count, len(states))
         received = _cls_row(tower, -2).mean(dim=0)
         ranked = _best(received, list(range(len(states))), len(states))
@@ -195,7 +203,7 @@ def slow_prumerge(tower: Tower, count: int | None = None) -> Tokens:
     Order: by falling attention, the extra token last.
     """
     with torch.no_grad():
-        received = one_head_row(tower.q[-1], tower.k[-1])
+        received = prumerge_scores(tower)
         if count is None:
             count = outlier_count(received)
         return _prumerge_tokens(tower, received, _best(received, list(range(len(received))), count))
@@ -210,13 +218,18 @@ def slow_prumerge_plus(tower: Tower, count: int | None = None) -> Tokens:
     behind the kept ones, ascending; they are enriched like these; the extra token is made of what neither has.
     """
     with torch.no_grad():
-        received = one_head_row(tower.q[-1], tower.k[-1])
+        received = prumerge_scores(tower)
         if count is None:
             count = max(outlier_count(received), 1)
         kept = _best(received, list(range(len(received))), count)
         # Ambiguous: "attention order" could include the grid; it is appended, ascending, as "adds indices" says.
         grid = [patch for patch in grid_patches(len(received), count) if patch not in kept]
         return _prumerge_tokens(tower, received, kept + grid)
+
+
+def prumerge_scores(tower: Tower) -> Tensor:
+    """Attention (n,) of [CLS] to the patches in the last layer, all heads taken as one."""
+    return one_head_row(tower.q[-1], tower.k[-1])[_cells(tower)]
 
 
 def one_head_row(queries: Tensor, keys: Tensor) -> Tensor:
@@ -267,8 +280,8 @@ def _prumerge_tokens(tower: Tower, received: Tensor, kept: list[int]) -> Tokens:
     received (n,).
     """
     # Ambiguous: the features are not named for PruMerge; hidden[-2], which LLaVA reads, merged before the projector.
-    states = _patches(tower.hidden[-2])
-    metric = joined_heads(tower.k[-1])[1:]
+    states = _patches(tower, tower.hidden[-2])
+    metric = _patches(tower, joined_heads(tower.k[-1]))
     vectors = [enriched(states, metric, received, patch) for patch in kept]
     extra = torch.zeros_like(states[0])
     for patch in _others(kept, len(states)):
@@ -350,21 +363,25 @@ def slow_vscan(tower: Tower, count: int, layer: int | None = None) -> Tokens:
         if layer is None:
             layer = scaled_depth(5, len(tower.q))
         shallow, deep = _cls_row(tower, layer).mean(dim=0), _cls_row(tower, -2).mean(dim=0)
-        chosen = local_patches(shallow, tower.side, count)
+        chosen = local_patches(shallow, tower.side, count, tower.here)
         chosen += _best(deep, _others(chosen, len(deep)), count - len(chosen))
-        embeds = tower.project(_patches(tower.hidden[-2])).float()
+        embeds = tower.project(_patches(tower, tower.hidden[-2])).float()
         return averaged_into(embeds, sorted(chosen)), sorted(chosen)
 
 
-def local_patches(scores: Tensor, side: int, count: int) -> list[int]:
-    """Of each of the 4 x 4 windows the int(count / 2) // 16 patches of the highest scores (n,)."""
+def local_patches(scores: Tensor, side: int, count: int, cells: list[int] | None = None) -> list[int]:
+    """Of each of the 4 x 4 windows the int(count / 2) // 16 patches of the highest scores (n,).
+
+    cells: the raster index of each patch; None where all are there.
+    """
     if side % 4:
         raise ValueError(f"4 x 4 windows need a side that 4 divides, not {side}")
     width = side // 4
     chosen = []
     for top in range(0, side, width):
         for left in range(0, side, width):
-            window = [row * side + column for row in range(top, top + width) for column in range(left, left + width)]
+            inside = [row * side + column for row in range(top, top + width) for column in range(left, left + width)]
+            window = [patch for patch, cell in enumerate(cells or range(side * side)) if cell in inside]
             chosen += _best(scores, window, int(count / 2) // 16)
     return chosen
 
@@ -397,12 +414,14 @@ def slow_hiprune(tower: Tower, count: int, alpha: float = 0.1, layer: int | None
     with torch.no_grad():
         if layer is None:
             layer = scaled_depth(8, len(tower.q))
-        states = _patches(tower.hidden[-2])
+        states = _patches(tower, tower.hidden[-2])
         everything = list(range(len(states)))
         count = min(count, len(states))
         middle, deep = _received_from_all(tower, layer), _received_from_all(tower, -2)
         anchors = _best(middle, everything, round(count * alpha / 5))  # may be none for small counts
-        near = neighbours(anchors, tower.side)
+        cells = _cells(tower)
+        close = neighbours([cells[anchor] for anchor in anchors], tower.side)
+        near = [patch for patch, cell in enumerate(cells) if cell in close]
         # Ambiguous: too many neighbours (alpha close to 1) are cut to those that the middle layer rates best.
         chosen = anchors + _best(middle, [patch for patch in near if patch not in anchors], count - len(anchors))
         chosen += _best(deep, _others(chosen, len(states)), count - len(chosen))
@@ -425,8 +444,7 @@ def neighbours(anchors: list[int], side: int) -> list[int]:
 
 def _received_from_all(tower: Tower, layer: int) -> Tensor:
     """Attention (n,) that the patches receive, mean over heads and over all 1 + n rows."""
-    received = attention(tower, layer)[:, :, 1:]
-    return received.mean(dim=(0, 1))
+    return _patches(tower, attention(tower, layer).mean(dim=(0, 1)))
 
 
 # HoloV
@@ -438,7 +456,7 @@ def slow_holov(tower: Tower, count: int, alpha: float = 0.09, crops: int = 16) -
     The tokens come in RASTER order, unlike in the published code, where attention orders them within a crop.
     """
     with torch.no_grad():
-        states = _patches(tower.hidden[-2])
+        states = _patches(tower, tower.hidden[-2])
         embeds = tower.project(states).float()
         # Ambiguous: projecting [CLS] along or not makes no difference to a projector that works token by token.
         received = _cls_row(tower, -2).mean(dim=0)
@@ -517,32 +535,36 @@ def slow_nuwa(tower: Tower, count: int) -> Tokens:
     Gathered before the projector, on hidden[-2]. Raster order.
     """
     with torch.no_grad():
-        states = _patches(tower.hidden[-2])
+        states = _patches(tower, tower.hidden[-2])
         count = min(count, len(states))
         received = _cls_row(tower, -2).sum(dim=0)  # Ambiguous: as in the code, without the norm of the keys.
-        kept = sorted(_best(received, region_candidates(received, tower.side, count), count))
+        kept = sorted(_best(received, region_candidates(received, tower.side, count, tower.here), count))
         pillars = pillar_patches(received, kept)
         layers = len(tower.q)
         # Ambiguous: "16..24" includes both ends.
         depths = range(scaled_depth(16, layers), scaled_depth(24, layers) + 1)
-        metric = torch.stack([_patches(tower.hidden[depth]) for depth in depths]).mean(dim=0)
+        metric = torch.stack([_patches(tower, tower.hidden[depth]) for depth in depths]).mean(dim=0)
         vectors = []
         for patch in kept:
-            vectors.append(states[patch] if patch in pillars else gathered(states, metric, patch, tower.side))
+            alone = patch in pillars
+            vectors.append(states[patch] if alone else gathered(states, metric, patch, tower.side, tower.here))
         return _project(tower, vectors), kept
 
 
-def region_candidates(scores: Tensor, side: int, count: int) -> list[int]:
-    """The best patches of every 2 x 2 region, equally many, as few as make at least `count` in all; scores (n,)."""
+def region_candidates(scores: Tensor, side: int, count: int, cells: list[int] | None = None) -> list[int]:
+    """The best patches of every 2 x 2 region, equally many, as few as make at least `count` in all; scores (n,).
+
+    cells: the raster index of each patch; None where all are there.
+    """
     regions: dict[tuple[int, int], list[int]] = {}
-    for patch in range(side * side):
+    for patch, cell in enumerate(cells or range(side * side)):
         # Ambiguous: an odd side has smaller regions at its right and lower edge, which offer what they have.
-        regions.setdefault((patch // side // 2, patch % side // 2), []).append(patch)
+        regions.setdefault((cell // side // 2, cell % side // 2), []).append(patch)
     for each in range(1, 5):
         candidates = [patch for region in regions.values() for patch in _best(scores, region, each)]
         if len(candidates) >= count:
             return sorted(candidates)
-    return list(range(side * side))
+    return list(range(len(scores)))
 
 
 def pillar_patches(scores: Tensor, kept: list[int]) -> list[int]:
@@ -552,22 +574,23 @@ def pillar_patches(scores: Tensor, kept: list[int]) -> list[int]:
     return [patch for patch in kept if float(scores[patch]) >= bound]
 
 
-def gathered(states: Tensor, metric: Tensor, patch: int, side: int) -> Tensor:
+def gathered(states: Tensor, metric: Tensor, patch: int, side: int, cells: list[int] | None = None) -> Tensor:
     """A patch plus the weighted sum of its surroundings; states (n, channels), metric (n, channels) for the cosines.
 
     Weights fall with the distance on the grid, to 0 at a radius, and with the cosine, to 0 at 0. They are divided
-    by their sum, the patch's own weight included; then its own weight becomes 1.
+    by their sum, the patch's own weight included; then its own weight becomes 1. cells as in region_candidates.
     """
     radius = math.sqrt(280) * side / 24
     units = _unit(metric)
     weights = []
-    for other in range(side * side):
-        distance = math.dist(divmod(patch, side), divmod(other, side))
+    places = [divmod(cell, side) for cell in cells or range(side * side)]
+    for other in range(len(places)):
+        distance = math.dist(places[patch], places[other])
         weights.append(units[patch].dot(units[other]).clamp(min=0) * max(0.0, 1 - distance / radius))
     # A metric of zeros has no weight at all, not even its own; nothing is gathered then.
     total = torch.stack(weights).sum().clamp(min=1e-12)
     vector = states[patch]
-    for other in range(side * side):
+    for other in range(len(places)):
         if other != patch:
             vector = vector + weights[other] / total * states[other]
     return vector

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .slow_prelm import Tokens, Tower, _best, _cls_row, _others, _patches, _project, _unit, attention, joined_heads
+from .slow_prelm import (
+    Tokens,
+    Tower,
+    _best,
+    _cells,
+    _cls_row,
+    _others,
+    _patches,
+    _project,
+    _unit,
+    attention,
+    joined_heads,
+)
 
 
 @dataclass
@@ -46,7 +58,7 @@ def slow_tome(tower: Tower, blocks: list[Block], count: int) -> Tokens:
     then more than `count` tokens are left.
     """
     with torch.no_grad():
-        states = tower.hidden[0].float()
+        states = torch.cat([tower.hidden[0][:1].float(), _patches(tower, tower.hidden[0])])
         sizes = [1] * len(states)
         places = list(range(-1, len(states) - 1))  # the patch that a token stands for, -1 for [CLS]
         count = min(count, len(states) - 1)
@@ -122,7 +134,7 @@ def tome_merged(states: Tensor, sizes: list[int], merges: dict[int, int]) -> tup
 def slow_cdpruner(tower: Tower, relevance: Tensor, count: int) -> Tokens:
     """CDPruner: `count` patches that are relevant (n,) and, projected, unlike each other; raster order."""
     with torch.no_grad():
-        embeds = tower.project(_patches(tower.hidden[-2])).float()
+        embeds = tower.project(_patches(tower, tower.hidden[-2])).float()
         chosen = determinantal_choice(embeds, stretched_relevance(relevance), count)
         return embeds[chosen], chosen
 
@@ -182,9 +194,9 @@ def cdpruner_relevance(
 def slow_star(tower: Tower, count: int) -> Tokens:
     """STAR's first part: the `count` patches that receive most attention from all 1 + n tokens; raster order."""
     with torch.no_grad():
-        received = attention(tower, -2)[:, :, 1:].mean(dim=(0, 1))
+        received = _patches(tower, attention(tower, -2).mean(dim=(0, 1)))
         kept = sorted(_best(received, list(range(len(received))), count))
-        states = _patches(tower.hidden[-2])
+        states = _patches(tower, tower.hidden[-2])
         return _project(tower, [states[patch] for patch in kept]), kept
 
 
@@ -199,9 +211,10 @@ def slow_vitcop(tower: Tower, count: int, clusters: int) -> tuple[Tensor, list[i
     with torch.no_grad():
         received = _cls_row(tower, -2).sum(dim=0)
         kept = sorted(_best(received, list(range(len(received))), count))
-        keys = _patches(joined_heads(tower.k[-2]))  # (n, heads * head_dim)
-        labels = peak_labels(keys[kept], kept, tower.side, clusters)
-        states = _patches(tower.hidden[-2])
+        keys = _patches(tower, joined_heads(tower.k[-2]))  # (n, heads * head_dim)
+        cells = _cells(tower)
+        labels = peak_labels(keys[kept], [cells[patch] for patch in kept], tower.side, clusters)
+        states = _patches(tower, tower.hidden[-2])
         return _project(tower, [states[patch] for patch in kept]), kept, labels
 
 

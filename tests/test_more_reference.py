@@ -24,14 +24,15 @@ from tests.reference import slow_inside, slow_tower
 from tests.reference.slow_methods import SlowResult
 from tests.reference.slow_prelm import Tower
 from tests.support import IMAGE, LAYERS, Row, batch_of, make_row, tiny
-from tests.test_against_reference import CASES, EXAMPLES, STEPS, Case, check, decode
+from tests.test_against_reference import CASES, EXAMPLES, STEPS, Case, check, decode, everywhere
 from tests.test_before_reference import random_tower, seen_of, tower_of
 
 CLOSE = 1e-5
-FEWER = settings(EXAMPLES, max_examples=12)
+FEWER = settings(EXAMPLES, max_examples=8)
 
 
 @given(case=CASES, after=st.integers(1, LAYERS - 1), keep=st.integers(1, 40))
+@everywhere(after=2, keep=7)
 @FEWER
 def test_topv_equals_the_slow_reference(case: Case, after: int, keep: int) -> None:
     """TopV: transport between a layer's inputs and outputs, over tiles, images and newlines."""
@@ -49,6 +50,7 @@ def test_topv_equals_the_slow_reference(case: Case, after: int, keep: int) -> No
 
 
 @given(case=CASES, after=st.integers(1, LAYERS - 1), keep=st.integers(1, 40), alike=st.sampled_from([0.9, 0.3, -0.1]))
+@everywhere(after=3, keep=5, alike=0.3)
 @FEWER
 def test_greedyprune_equals_the_slow_reference(case: Case, after: int, keep: int, alike: float) -> None:
     """GreedyPrune: with thresholds that bind, and that leave room to fill."""
@@ -63,6 +65,7 @@ def test_greedyprune_equals_the_slow_reference(case: Case, after: int, keep: int
     keep=st.integers(1, 40),
     shares=st.sampled_from([(0.1, 0.01), (0.4, 0.2), (0.0, 0.1)]),
 )
+@everywhere(after=3, keep=7, shares=(0.4, 0.2))
 @FEWER
 def test_ivcprune_equals_the_slow_reference(case: Case, after: int, keep: int, shares: tuple[float, float]) -> None:
     """IVC-Prune: coordinates, seeds, foreground, and answers that see the same tokens in every layer."""

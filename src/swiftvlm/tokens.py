@@ -39,11 +39,12 @@ def covering(
     `cells`: image, tile, row, column; the first anchor is the first low token, ties go to the lower index. Tiles are
     far from each other, and tokens without a place (newlines) come last.
     """
-    # A tile's diagonal is far below 1000 cells.
-    place = cells.float() * torch.tensor([1e6, 1e3, 1.0, 1.0], device=cells.device)
+    # A tile's diagonal is far below 1000 cells. In double: beside another image a row and a column must still count.
+    apart_by = torch.tensor([1e6, 1e3, 1.0, 1.0], device=cells.device, dtype=torch.double)
+    place = cells * apart_by
     own = torch.arange(low.shape[1], device=low.device)
     # inf: no anchor yet; 0: without a place, below any distance between two cells; -inf: not to be picked.
-    gap = torch.where(low, torch.where(cells[..., 2] >= 0, torch.inf, 0.0), -torch.inf)
+    gap = torch.where(low, torch.where(cells[..., 2] >= 0, torch.inf, 0.0), -torch.inf).double()
     anchors = torch.zeros_like(low)
     for step in range(int(count.max())):
         best = gap.amax(1, keepdim=True)

@@ -3,11 +3,10 @@
 Words and shapes are those of slow_methods: a "slot" is an index into the row's input_ids, lists of slots ascend,
 the row may be longer than its prompt, and every function returns a SlowResult.
 
-Common to all methods: only visual slots of the prompt compete, and the prompt's last token never does. "Text" is
-what stands in the prompt behind the last of them. Of equal values the lower slot wins. A count may exceed what
-is there; then everything stays. "After K layers" means that layers[0] .. layers[K - 1] have run.
-
-The rules that choose tokens are functions without an underscore, which need no model.
+Common to all methods: only visual slots of the prompt compete, and the prompt's last token never does. "Text" is what
+stands in the prompt behind the last of them. Of equal values the lower slot wins. A count may exceed what is there;
+then everything stays. "After K layers" means that layers[0] .. layers[K - 1] have run. The rules that choose tokens are
+functions without an underscore, which need no model.
 """
 
 import math
@@ -45,8 +44,9 @@ from .slow_methods import (
     _renumber,
     _score,
 )
+from .slow_ours import ranked_count
 
-Version = Literal["1.5", "plus"]
+Version = Literal["1.5", "plus", "first"]
 
 
 def slow_pdrop(
@@ -129,6 +129,8 @@ def slow_sparsevlm(
     counts: tuple[tuple[int, int], ...],
     version: Version = "1.5",
     itself: bool = True,
+    scale: float = 13.5,
+    bias: float = 0.0,
 ) -> SlowResult:
     """SparseVLM on embeds (tokens, hidden) with visual (tokens,) bool.
 
@@ -138,6 +140,7 @@ def slow_sparsevlm(
     least one visual token where there are two or more, and keeps at least one.
     version: "1.5" merges and gives present slots 0..n-1 after every stage; "plus" does neither, so that its second
     counts are ignored. Its gravity matrix and its choice of heads are left out.
+        "first" merges nothing, numbers afresh, and keeps no more than `ranked_count`. Its recycling is left out.
     itself: whether a token is one of its own neighbours in the density of "1.5".
 
     After a stage of "1.5" the visible slots are the kept ones (result.kept) and the clusters' centres
@@ -156,13 +159,15 @@ def slow_sparsevlm(
             if layer_index + 1 in after:
                 keep, clusters = counts[after.index(layer_index + 1)]
                 scores = _rated(model, layer_index, layer_input, row, raters)
-                kept = _best(scores, max(1, min(keep, len(scores) - 1)))
+                paid = _paid(model, layer_index, layer_input, row, raters)
+                most = ranked_count(paid, scale, bias) if version == "first" else len(scores) - 1
+                kept = _best(scores, max(1, min(keep, most)))
                 groups: list[Group] = []
                 if version == "1.5":
                     groups = _make_clusters(row.states, recycled_slots(scores, kept), clusters, itself)
                 row.states = merged_last(row.states, kept, groups)
                 _keep_only(row, sorted(kept + [group.anchor for group in groups]))
-                if version == "1.5":
+                if version != "plus":
                     _renumber(row)
                 _record(result, row, scores, kept, groups)
         result.logits = read_logits(model, row.states)
@@ -282,8 +287,7 @@ def _distances(features: Tensor) -> list[list[float]]:
 
 def _density(distances: list[float], token: int, count: int, itself: bool) -> float:
     """exp(-mean of the squared distances to the `count` nearest tokens), from one token's distances to all."""
-    near = [distances[other] for other in range(len(distances)) if itself or other != token]
-    near = sorted(near)[:count]
+    near = sorted(distances[other] for other in range(len(distances)) if itself or other != token)[:count]
     if not near:
         return 1.0  # a token alone
     return math.exp(-sum(distance**2 for distance in near) / len(near))
@@ -332,11 +336,18 @@ def _rater_slots(row: Row, prompt_len: int) -> list[int]:
 
 def _rated(model: Model, layer_index: int, states: Tensor, row: Row, raters: list[int]) -> dict[int, float]:
     """Candidate slot -> mean attention the raters pay to it in one layer, whose input is states (tokens, hidden)."""
-    total = torch.zeros(len(states))
+    paid = _paid(model, layer_index, states, row, raters)
+    return {slot: sum(one[slot] for one in paid) / len(raters) for slot in row.candidates}
+
+
+def _paid(model: Model, layer_index: int, states: Tensor, row: Row, raters: list[int]) -> list[dict[int, float]]:
+    """The same of each rater."""
+    paid = []
     for rater in raters:
         keys = [slot for slot in _present_slots(row) if slot <= rater]
-        total = total + attention_row(model, layer_index, states, row.positions, rater, keys)
-    return {slot: float(total[slot]) / len(raters) for slot in row.candidates}
+        attention = attention_row(model, layer_index, states, row.positions, rater, keys)
+        paid.append({slot: float(attention[slot]) for slot in row.candidates})
+    return paid
 
 
 # DART
@@ -347,9 +358,9 @@ def dart_choice(
 ) -> list[int]:
     """The min(keep, len(visual)) visual slots that stay, ascending.
 
-    norms: per slot, the size of its key. features (tokens, hidden). The `pivots` largest visual slots stay. They,
-    then the `pivots` largest text slots, in turn add the visual slots left that are least like them: all
-    pivots add equally many, the first ones one more if that does not come out even.
+    norms: per slot, the size of its key. features (tokens, hidden). The `pivots` largest visual slots stay. They, then
+    the `pivots` largest text slots, in turn add the visual slots left that are least like them: all pivots add equally
+    many, the first ones one more if that does not come out even.
     """
     keep = min(keep, len(visual))
     visual_pivots = _largest(norms, visual, min(pivots, keep))

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .slow_llama import Model, attention_row, layer_count, read_logits, run_layer
+from .slow_llama import Model, attention_row, inverse_frequencies, layer_count, read_logits, run_layer, text_config
+from .slow_ours import Cells, coordinates_first, spread_slots
 
 Mode = Literal["bypass", "merge", "drop"]
 SoftmaxOver = Literal["all", "visual"]
-Anchors = Literal["strided", "top"]
+Anchors = Literal["strided", "top", "grid"]
 Positions = Literal["original", "renumbered"]
 MergedPosition = Literal["anchor", "mean"]
 
@@ -154,6 +155,8 @@ def slow_swiftvlm(
     refine: int = 0,
     positions: Positions = "original",
     merged_position: MergedPosition = "anchor",
+    coordinates: float = 0.0,
+    cells: Cells | None = None,
 ) -> SlowResult:
     """SwiftVLM on embeds (tokens, hidden) with visual (tokens,) bool.
 
@@ -165,11 +168,13 @@ def slow_swiftvlm(
         there instead); "drop" never groups.
     softmax_over: the score's softmax runs over all causal keys, or only over the candidates.
     rope: whether the score's queries and keys carry RoPE.
-    anchors: "strided" takes evenly spaced low tokens, "top" the best-scored ones.
+    anchors: "strided" takes evenly spaced low tokens, "top" the best-scored ones, "grid" ones far apart in the image.
     refine: how often groups are re-formed around their centroids.
     positions: "renumbered" gives present slots 0..n-1 after every stage, and before scoring when slots were
         restored.
     merged_position: where a merged token sits; without effect when positions are renumbered.
+    coordinates: the share of the candidates that every stage rates first for their positions alone.
+    cells: where every visual slot stands in the image; only "grid" asks.
     """
     _check_arguments(model, layers, counts, bypass)
     last = len(layers) - 1
@@ -188,13 +193,15 @@ def slow_swiftvlm(
                 # The first stage uses the map of the layer that has just run: it scores that layer's input.
                 scored_states = layer_input if stage == 0 else row.states
                 scores = _score(model, layers[stage] - 1, scored_states, row, prompt_len, softmax_over, rope)
+                angles = {slot: float(row.positions[slot]) for slot in scores}
+                scores = coordinates_first(scores, angles, inverse_frequencies(text_config(model)), coordinates)
                 kept = _best(scores, counts[2 * stage])
                 low = [slot for slot in row.candidates if slot not in kept]
                 groups: list[Group] = []
                 if grouping[stage] and low:
                     if mode == "bypass" and counts[2 * stage + 1] == 0:
                         raise ValueError(f"stage {stage}: low tokens need a group to be brought back with")
-                    groups = _make_groups(row.states, low, counts[2 * stage + 1], scores, anchors, refine)
+                    groups = _make_groups(row.states, low, counts[2 * stage + 1], scores, anchors, refine, cells)
                 _apply(row, kept, groups, mode, merged_position)
                 if positions == "renumbered":
                     _renumber(row)
@@ -278,10 +285,16 @@ def _best(scores: dict[int, float], count: int) -> list[int]:
 
 
 def _make_groups(
-    states: Tensor, low: list[int], group_count: int, scores: dict[int, float], anchors: Anchors, refine: int
+    states: Tensor,
+    low: list[int],
+    group_count: int,
+    scores: dict[int, float],
+    anchors: Anchors,
+    refine: int,
+    cells: Cells | None = None,
 ) -> list[Group]:
     """Group the low slots (at least one) on states (tokens, hidden); groups ascend by anchor."""
-    anchor_slots = _anchor_slots(low, group_count, scores, anchors)
+    anchor_slots = _anchor_slots(low, group_count, scores, anchors, cells)
     if not anchor_slots:
         return []
     centres = [states[anchor] for anchor in anchor_slots]
@@ -297,13 +310,17 @@ def _make_groups(
     return groups
 
 
-def _anchor_slots(low: list[int], group_count: int, scores: dict[int, float], anchors: Anchors) -> list[int]:
+def _anchor_slots(
+    low: list[int], group_count: int, scores: dict[int, float], anchors: Anchors, cells: Cells | None = None
+) -> list[int]:
     """Which low slots are anchors, ascending; at most one per low slot."""
     group_count = min(group_count, len(low))
     if group_count == 0:
         return []
     if anchors == "top":
         return _best({slot: scores[slot] for slot in low}, group_count)
+    if anchors == "grid":
+        return spread_slots(low, cells or {}, group_count)
     step = len(low) // group_count
     return [low[number * step] for number in range(group_count)]
 

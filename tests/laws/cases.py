@@ -86,7 +86,7 @@ CACHED = {name: method for name, method in METHODS.items() if name not in TRIMMI
 every_pruning = pytest.mark.parametrize("method", PRUNING.values(), ids=PRUNING)
 
 
-def crossed(methods: Mapping[str, Any], settings: Sequence[Setting]) -> pytest.MarkDecorator:
+def crossed(methods: Mapping[str, Any], settings: Sequence[Any]) -> pytest.MarkDecorator:
     """Run each method in every second setting, by turns in the first, third, ... and in the others."""
     pairs = [(name, setting) for turn, name in enumerate(methods) for setting in settings[turn % 2 :: 2]]
     cases = [pytest.param(methods[name], setting, id=f"{name}-{setting}") for name, setting in pairs]

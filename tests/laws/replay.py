@@ -9,7 +9,7 @@ from torch import Tensor
 from swiftvlm.methods.base import Method
 from swiftvlm.plans import Cut, Number, Plan
 from swiftvlm.shape import ModelShape
-from swiftvlm.stage import Score, Stage
+from swiftvlm.stage import Reduction, Score, Stage
 from swiftvlm.trace import Run
 
 
@@ -76,6 +76,11 @@ class Scored(Method):
     method: Method
     score: Score
 
+    @property
+    def reduction(self) -> Reduction | None:
+        """The method's."""
+        return self.method.reduction
+
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """The method's stages, each with the given score."""
         return tuple(replace(stage, score=self.score) for stage in self.method.stages(shape))
@@ -112,6 +117,11 @@ class Recorded(Method):
 
     method: Method
     heard: list[tuple[Tensor, Any]] = field(default_factory=list)
+
+    @property
+    def reduction(self) -> Reduction | None:
+        """The method's."""
+        return self.method.reduction
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """The method's stages, listened to."""

@@ -12,24 +12,11 @@ from torch import Tensor, nn
 
 import swiftvlm
 from swiftvlm.errors import FamilyError, UnsupportedError
-from swiftvlm.methods.base import Method
-from swiftvlm.methods.cdpruner import CDPruner
-from swiftvlm.methods.divprune import DivPrune
-from swiftvlm.methods.hiprune import HiPrune
-from swiftvlm.methods.holov import HoloV
-from swiftvlm.methods.nuwa import Nuwa
-from swiftvlm.methods.prumerge import PruMerge, PruMergePlus
-from swiftvlm.methods.star import Star
-from swiftvlm.methods.tome import ToMe
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
-from swiftvlm.methods.vitcop import ViTCoP
-from swiftvlm.methods.vscan import VScan
 from swiftvlm.shape import ModelShape
-from swiftvlm.tower import Seen
-from tests.laws.cases import METHODS as IN_MODEL
+from tests.laws.before import CHOOSING, FOUR, METHODS, both, by_budget, every, every_one
 from tests.laws.cases import (
-    SETTINGS,
     answering,
     crossed,
     equal_rows,
@@ -39,42 +26,10 @@ from tests.laws.cases import (
     text_ids,
     visual_slots,
 )
-from tests.support import LAYERS, batch_of, make_row, tiny
+from tests.laws.generation import snapshot
+from tests.laws.test_left_as_found import breaking
+from tests.support import IMAGE, LAYERS, Row, batch_of, make_row, tiny
 from tests.test_unknown_family import announced, vip_llava
-
-
-def by_question(seen: Seen) -> Tensor:
-    """A relevance that depends on picture and text."""
-    return seen.embeds.float()[:, 0] * (1 + seen.text.sum() % 7)
-
-
-METHODS: dict[str, Method] = {
-    "visionzip": VisionZip(counts=(5, 2)),
-    "vispruner": VisPruner(counts=(6,)),
-    "prumerge": PruMerge(counts=(6,)),
-    "prumerge+": PruMergePlus(counts=(9,)),
-    "divprune": DivPrune(counts=(7,)),
-    "hiprune": HiPrune(counts=(8,), alpha=0.6),
-    "holov": HoloV(counts=(6,), crops=4),
-    "vscan": VScan(after=(3,), counts=(7, 3)),
-    "nuwa": Nuwa(after=(3,), counts=(6, 3)),
-    "cdpruner": CDPruner(counts=(6,), relevance=by_question),
-    "tome": ToMe(counts=(6,)),
-    "star": Star(after=(3,), counts=(7, 3)),
-    "vitcop": ViTCoP(after=(2, 5), counts=(9, 0, 4, 3, 2)),
-    "true positions": VisPruner(counts=(6,), positions="original"),
-}
-# What feeds patches as they are: with all of them, nothing may change.
-CHOOSING = {
-    name: METHODS[name]
-    for name in ("vispruner", "divprune", "hiprune", "holov", "cdpruner", "tome", "star", "true positions")
-}
-# Both families, attentions and sides; each method in two of the four.
-FOUR = [SETTINGS[0], SETTINGS[1], SETTINGS[5], SETTINGS[7]]
-every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-INSIDE = {name: IN_MODEL[name] for name in ("dart", "topv", "greedyprune", "ivcprune", "sparsevlm", "sparsevlm+")}
-EVERY = METHODS | INSIDE
-every_one = pytest.mark.parametrize("method", EVERY.values(), ids=EVERY)
 
 
 @crossed(CHOOSING, FOUR)
@@ -87,7 +42,8 @@ def test_keeping_everything_is_vanilla(method, setting):
         kept = answering(model, batch, text_ids(4, steps), positions=True)
     assert torch.equal(kept[0].logits, plain[0].logits)
     assert torch.equal(kept[1], plain[1])
-    assert [row.tolist() for row in trace.kept[0]] == [visual_slots(batch, row) for row in range(4)]
+    for stage in trace.kept:
+        assert [row.tolist() for row in stage] == [visual_slots(batch, row) for row in range(4)]
 
 
 @crossed(METHODS, FOUR)
@@ -131,58 +87,62 @@ def test_a_batch_is_its_rows_alone(method, setting):
 
 
 @every_one
-def test_left_as_found(method):
-    """Law 8: no hook is left on tower, projector or layers, also behind an error."""
-    model = tiny()
+@both
+def test_left_as_found(method, family):
+    """Law 8: no hook, no attribute is left on tower, projector or layers, also behind an error and behind Ctrl-C."""
+    model = tiny(family)
     batch = batch_of(model, [make_row(model, 0)])
-    plain, before = model(**batch).logits, _hooks(model)
+    plain, before = model(**batch).logits, snapshot(model)
     with swiftvlm.prune(model, method):
         model(**batch)
-        assert _hooks(model) > before
+        assert snapshot(model) != before
     with pytest.raises(UnsupportedError), swiftvlm.prune(model, method):
         model(**batch, labels=batch["input_ids"])
-    assert _hooks(model) == before
+    broken = breaking(model.model.language_model.layers[4].mlp, KeyboardInterrupt)
+    with broken, pytest.raises(KeyboardInterrupt), swiftvlm.prune(model, method):
+        model(**batch)
+    assert snapshot(model) == before
     assert torch.equal(model(**batch).logits, plain)
 
 
-def _hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
-
-
 @every_one
-def test_no_ops_are_exact(method):
-    """Law 9: text alone, and rows within an int budget."""
-    model = tiny()
-    for row in (make_row(model, 0, images=0), make_row(model, 1)):
-        batch = batch_of(model, [row])
-        plain = model(**batch).logits
-        with swiftvlm.prune(model, _by_budget(method), budget=16):
-            assert torch.equal(model(**batch).logits, plain)
-
-
-def _by_budget(method: Method) -> Method:
-    fields: dict[str, Any] = dict(method.__dict__)
-    return type(method)(**fields | {"counts": None})
+@both
+def test_no_ops_are_exact(method, family):
+    """Law 9: text alone, also under counts, and rows within an int budget; an answer behind them included."""
+    model, answer = tiny(family), text_ids(1, 2)
+    text, row = make_row(model, 0, images=0), make_row(model, 1)
+    within = row.ids.count(IMAGE)
+    cases: list[tuple[Row, Any, int | None]]
+    cases = [(text, method, None), (text, by_budget(method), within), (row, by_budget(method), within)]
+    for prompt, pruning, budget in cases:
+        batch = batch_of(model, [prompt])
+        plain, steps = answering(model, batch, answer)
+        with swiftvlm.prune(model, pruning, budget=budget) as trace:
+            pruned, own = answering(model, batch, answer)
+        assert torch.equal(pruned.logits, plain.logits)
+        assert torch.equal(own, steps)
+        assert trace.kept == ()
 
 
 @every
-@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@both
 def test_a_budget_is_kept(method, family):
     """Measured tokens stay within 9 on average and come close to it."""
     model = tiny(family)
     batch = batch_of(model, equal_rows(model))
-    with swiftvlm.prune(model, _by_budget(method), budget=9) as trace:
+    with swiftvlm.prune(model, by_budget(method), budget=9) as trace:
         model(**batch)
     for row in trace.per_row:
         assert 7.5 < sum(row) / LAYERS <= 9
 
 
 @every_one
-def test_the_same_with_both_attentions(method):
+@both
+def test_the_same_with_both_attentions(method, family):
     """Law 10: SDPA and eager choose the same tokens, run after run."""
     found = []
     for attn in ("sdpa", "eager", "sdpa"):
-        model = tiny("llava", 4, attn)
+        model = tiny(family, 4, attn)
         with swiftvlm.prune(model, method) as trace:
             logits = model(**batch_of(model, list(mixed_rows(model)))).logits[:, -1]
         found.append(([[row.tolist() for row in stage] for stage in trace.kept], logits))
@@ -191,26 +151,47 @@ def test_the_same_with_both_attentions(method):
     assert torch.equal(found[0][1], found[2][1])
 
 
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"do_sample": True, "num_return_sequences": 2},
+]
+
+
 @every_one
-@pytest.mark.parametrize("ways", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
-def test_generate_is_prefill_and_steps(method, ways):
-    """Law 11: a greedy answer is that of single steps; beams and samples repeat and share their prompt's choice."""
-    model = tiny()
-    batch = batch_of(model, [make_row(model, 0, text=3), make_row(model, 1, text=6)])
-    found: list[Tensor] = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        with swiftvlm.prune(model, method) as trace:
-            found.append(model.generate(**batch, max_new_tokens=5, min_new_tokens=5, pad_token_id=0, **ways))
-    assert torch.equal(found[0], found[1])
-    copies = len(trace.kept[0]) // 2
-    assert [trace.kept[0][0].tolist()] * copies == [trace.kept[0][i].tolist() for i in range(copies)]
-    if not ways:
-        answer = found[0][:, -5:]
-        with swiftvlm.prune(model, method):
-            out, steps = answering(model, batch, answer, positions=True)
-        best = torch.cat([out.logits[:, -1:], steps], dim=1).argmax(-1)
-        assert torch.equal(best[:, :5], answer)
+@both
+@pytest.mark.parametrize("ways", WAYS, ids=["greedy", "beams", "samples"])
+def test_generate_is_prefill_and_steps(method, family, ways):
+    """Law 11: samples repeat, copies share their prompt's choice, and every score is that of a prefill and steps."""
+    model = tiny(family)
+    rows = [make_row(model, seed, text=text, sizes=[(20, 56)]) for seed, text in ((0, 3), (1, 6))]
+    batch, details = batch_of(model, rows), dict[str, Any](output_logits=True, return_dict_in_generate=True)
+    details |= {"output_scores": True, "max_new_tokens": 3, "suppress_tokens": [IMAGE]}
+    found: list[Any] = []
+    with swiftvlm.prune(model, method) as trace:
+        for _ in range(2 if "do_sample" in ways else 1):
+            torch.manual_seed(0)
+            found.append(model.generate(**batch, **ways, **details))
+    assert torch.equal(found[0].sequences, found[-1].sequences)
+    for stage in trace.kept:
+        kept, copies = [slots.tolist() for slots in stage], len(stage) // 2
+        assert kept == [kept[0]] * copies + [kept[copies]] * copies
+    compare_to_steps(model, method, rows, found[0], ways)
+
+
+def compare_to_steps(model: nn.Module, method: Any, rows: list[Row], out: Any, ways: dict[str, Any]) -> None:
+    """Logits of greedy and sampled answers, and the mean log-probability of beams, fed to the cache one by one."""
+    copies = ways.get("num_return_sequences", 1)
+    batch = batch_of(model, [row for row in rows for _ in range(copies)])
+    answer = out.sequences[:, batch["input_ids"].shape[1] :]
+    with swiftvlm.prune(model, method):
+        first, steps = answering(model, batch, answer, positions=True)
+    logits = torch.cat([first.logits[:, -1:], steps[:, :-1]], dim=1)
+    if "num_beams" not in ways:
+        torch.testing.assert_close(torch.stack(out.logits, dim=1), logits, atol=1e-5, rtol=0)
+        return
+    chosen = torch.log_softmax(logits, dim=-1).gather(2, answer[..., None])[..., 0]
+    torch.testing.assert_close(out.sequences_scores, chosen.mean(1), atol=1e-5, rtol=0)
 
 
 def test_an_image_at_the_end_of_its_prompt():
@@ -274,18 +255,35 @@ def test_a_later_turn_is_refused():
             model(input_ids=text_ids(1, 3), past_key_values=out.past_key_values)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@every
-def test_half_precision(method, dtype):
-    """Law 12: it runs, keeps its counts, and its answer is finite."""
+# By turns, each method meets the first and the third, or the others: both families, both dtypes.
+HALVES = [
+    ("llava", torch.bfloat16),
+    ("llava", torch.float16),
+    ("llava_next", torch.float16),
+    ("llava_next", torch.bfloat16),
+]
+
+
+@crossed(METHODS, HALVES)
+def test_half_precision(method, setting):
+    """Law 12: laws 1, 3, 8 and 9 as in float32, and a finite answer."""
+    family, dtype = setting
     # A copy: other tests share the model, and its weights would come back rounded.
-    model = deepcopy(tiny()).to(dtype)
-    batch = batch_of(model, list(mixed_rows(tiny())))
+    model = deepcopy(tiny(family)).to(dtype)
+    batch, text = batch_of(model, list(mixed_rows(tiny(family)))), batch_of(model, [make_row(model, 0, images=0)])
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    plain, words, before = model(**batch).logits, model(**text).logits, snapshot(model)
     with swiftvlm.prune(model, method) as trace:
         logits = model(**batch).logits
+        assert torch.equal(model(**text).logits, words)
     assert torch.isfinite(logits[:, -1]).all()
-    assert trace.per_row[0][0] == method.plan(ModelShape.of(model), 16, 5).tokens_per_layer[0]
+    for row, seen in zip(trace.runs[0].per_row, trace.runs[0].visual, strict=True):
+        assert row == method.plan(ModelShape.of(model), seen, 5).tokens_per_layer
+    assert snapshot(model) == before
+    assert torch.equal(model(**batch).logits, plain)
+    if method in CHOOSING.values():
+        with swiftvlm.prune(model, keeping_all(method)):
+            assert torch.equal(model(**batch).logits, plain)
 
 
 def test_families_without_a_tower_are_told():

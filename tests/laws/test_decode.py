@@ -80,13 +80,13 @@ def test_cache_equals_recompute(method, setting, pieces):
     check_decode(setting, method, mixed_batch(setting, seed=50, extra=1), pieces)
 
 
-@crossed(CACHED, RIGHT[:2])
+@crossed(CACHED, RIGHT)
 def test_cache_equals_recompute_behind_right_padding(method, setting):
     """Padding stays between prompt and answer; position ids skip it, as `generate` gives them."""
     check_decode(setting, method, mixed_batch(setting, seed=60), positions=True)
 
 
-@crossed({name: CACHED[name] for name in CACHED if name not in ("renumbered", "pdrop", "sparsevlm")}, RIGHT[2:])
+@crossed({name: CACHED[name] for name in CACHED if name not in ("renumbered", "pdrop", "sparsevlm")}, RIGHT)
 def test_cache_equals_recompute_where_padding_counts_as_distance(method, setting):
     """Without position ids, the model's own positions count padding; renumbered ones cannot, so they stay out here."""
     check_decode(setting, method, mixed_batch(setting, seed=60))

@@ -72,7 +72,8 @@ def half(setting: Setting, dtype: torch.dtype) -> Half:
 
 # By turns, each method meets the first of each dtype, or the second.
 HALVES = [half(SETTINGS[i], dtype) for dtype, which in zip(CLOSE, ((0, 6), (4, 2)), strict=True) for i in which]
-LEFT = [half(SETTINGS[i], dtype) for dtype in CLOSE for i in (3, 4)]
+# The same here: both families, one in each dtype.
+LEFT = [half(SETTINGS[i], dtype) for dtype, which in zip(CLOSE, ((3, 4), (4, 3)), strict=True) for i in which]
 
 
 @crossed(METHODS, HALVES)

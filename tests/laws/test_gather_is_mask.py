@@ -6,7 +6,7 @@ shortened, and nothing is shared with the engine. It takes the choice (kept, anc
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import swiftvlm
-from swiftvlm.stage import Bypass, Stage
+from swiftvlm.stage import Bypass, Merge, Stage
 from swiftvlm.trace import Run
+from tests.laws.before import METHODS as BEFORE
 from tests.laws.cases import (
     METHODS,
     PRUNING,
@@ -76,16 +77,23 @@ class FullLength:
             if stage.after != index or not self.run.kept:
                 continue
             self.restore(hidden)
+            if stage.positions == "gapped":
+                self.position = self.counted()
             for row in range(len(hidden)):
                 self.shown[row] = False
                 self.shown[row, alive(self.batch, self.run, row, number)] = True
                 for group in self.groups(number, row, hidden):
-                    hidden[row, group.anchor] = group.mean
+                    own = hidden[row, group.anchor] if isinstance(stage.rest, Merge) and stage.rest.added else 0
+                    hidden[row, group.anchor] = own + group.mean
                     self.waiting += [group] if isinstance(stage.rest, Bypass) else []
             if stage.positions == "renumbered":
-                first = self.attended.int().argmax(1, keepdim=True)
-                self.position = torch.where(self.shown, first + self.shown.cumsum(1) - 1, 0)
+                self.position = self.counted()
         return hidden
+
+    def counted(self) -> Tensor:
+        """What is shown, counted from each row's first token."""
+        first = self.attended.int().argmax(1, keepdim=True)
+        return torch.where(self.shown, first + self.shown.cumsum(1) - 1, 0)
 
     def restore(self, hidden: Tensor) -> None:
         """Every waiting member moves by what its merged token went through."""
@@ -128,8 +136,10 @@ def check_gather_is_mask(setting: Setting, method: Any, batch: dict[str, Tensor]
     for index, short, full in [*depths, (LAYERS - 1, pruned, whole)]:
         for row in range(len(whole)):
             slots = alive(batch, trace.last, row, stage_before(stages, index))
-            there = real_tokens(batch, row, short, len(slots))
-            torch.testing.assert_close(there, full[row, slots], atol=CLOSE, rtol=CLOSE)
+            there, expected = real_tokens(batch, row, short, len(slots)), full[row, slots]
+            # Of the largest entry, up to 5: relative to it two kernels round differently, on some processors by over 1e-5.
+            close = CLOSE * max(1.0, float(expected.abs().max()))
+            torch.testing.assert_close(there, expected, atol=close, rtol=CLOSE)
 
 
 # SparseVLM's merged tokens change places, which a full-length run with a slot a token cannot show; that its cuts are
@@ -201,3 +211,34 @@ def test_hiding_something_else_is_seen(name):
     with full_length(model, batch, run, stages_of(method, model)):
         whole = model(**batch).logits
     assert (whole[0, -1] - pruned[0, -1]).abs().max() > 10 * CLOSE
+
+
+@pytest.mark.parametrize("name", ["vscan", "nuwa", "star", "vitcop"])
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_cuts_behind_a_cut_before_the_model_equal_hiding(name, family):
+    """What layer 0 was given is the prompt here: fed again at full length, later cuts hide and merge in it."""
+    model, method = tiny(family, 2), BEFORE[name]
+    batch = batch_of(model, [make_row(model, 25)])
+    with swiftvlm.prune(model, method) as trace, watching(model) as cut:
+        pruned = model(**batch).logits
+    slots = torch.tensor(alive(batch, trace.last, 0, 0))
+    ids = batch["input_ids"][:, slots]
+    short = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    stages, run = stages_of(method, model), within(trace.last, slots)
+    positions = slots[None] if method.reduction.positions == "original" else torch.arange(len(slots))[None]
+    eager = tiny(family, 2, "eager")
+    with full_length(eager, short, run, stages), watching(eager) as masked:
+        states = eager.model.language_model(inputs_embeds=cut[0].hidden, position_ids=positions, attention_mask=None)
+    whole = eager.lm_head(states.last_hidden_state)
+    depths = [(index, look.hidden, masked[index].hidden) for index, look in enumerate(cut)]
+    assert len(depths) == LAYERS
+    for index, there, full in [*depths, (LAYERS - 1, pruned, whole)]:
+        left = alive(short, run, 0, stage_before(stages, index))
+        torch.testing.assert_close(there[0], full[0, left], atol=CLOSE, rtol=CLOSE)
+
+
+def within(run: Run, slots: Tensor) -> Run:
+    """The stages behind the first, in places among the slots that it left."""
+    parts = {name: getattr(run, name)[1:] for name in ("kept", "anchors", "candidates")}
+    found = {name: tuple((torch.searchsorted(slots, stage[0]),) for stage in stages) for name, stages in parts.items()}
+    return replace(run, groups=run.groups[1:], **found)

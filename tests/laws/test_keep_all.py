@@ -63,7 +63,7 @@ def test_keeping_everything_without_a_mask_is_vanilla(method, setting):
     check_keep_all(setting.model, keeping_all(method), batch, masked=False)
 
 
-@crossed(BY_BUDGET, RIGHT[:2])
+@crossed(BY_BUDGET, RIGHT)
 def test_a_budget_of_everything_is_vanilla(method, setting):
     """By the budget 1.0."""
     check_keep_all(setting.model, method, mixed_batch(setting), budget=1.0)

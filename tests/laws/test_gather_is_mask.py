@@ -137,7 +137,7 @@ def check_gather_is_mask(setting: Setting, method: Any, batch: dict[str, Tensor]
         for row in range(len(whole)):
             slots = alive(batch, trace.last, row, stage_before(stages, index))
             there, expected = real_tokens(batch, row, short, len(slots)), full[row, slots]
-            # Of the largest entry, up to 5: relative to it two kernels round differently, on some processors by over 1e-5.
+            # Of the largest entry, up to 5: two kernels round relative to it, on some processors by over 1e-5.
             close = CLOSE * max(1.0, float(expected.abs().max()))
             torch.testing.assert_close(there, expected, atol=close, rtol=CLOSE)
 

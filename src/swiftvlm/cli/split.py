@@ -75,15 +75,15 @@ def _known(paths: list[Path]) -> dict[float, list[float]]:
     """Profiles by share. Raises `SwiftVLMError` where they are of several models, or one share is given twice."""
     found: dict[float, list[float]] = {}
     read: dict[float, Path] = {}
-    models: dict[str, Path] = {}
+    models = []
     for path in paths:
         model, share, values = _profile(path)
+        models.append(model)
         if share in found:
             raise SwiftVLMError(f"{read[share]} and {path} are both of share {share:g}; leave one out")
         found[share], read[share] = values, path
-        models.setdefault(model, path)
-        if len(models) > 1:
-            raise SwiftVLMError(f"{path} is of another model than {paths[0]}: {', '.join(models)}")
+        if model != models[0]:
+            raise SwiftVLMError(f"{path} is of another model than {paths[0]}: {models[0]}, {model}")
     return found
 
 

@@ -189,15 +189,15 @@ def _row(
 
 def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, embeds: Tensor, ordered: bool) -> Row:
     """The tiles' outcomes as one row's."""
-    content, stands, kept, anchors, groups = [embeds[spare]], [spare], [spare], [spare[:0]], dict[int, int]()
+    content, stands, kept, anchors, leader = [embeds[spare]], [spare], [spare], [spare[:0]], dict[int, int]()
     labels = [torch.full_like(spare, -1)]
     for own, made in done:
         places = made.stands.to(own.device)
         # -1 stands for none: it borrows a slot below, and nobody's place.
         stand = torch.where(places >= 0, own[places.clamp(min=0)], -1)
         chosen = len(places) - made.merged
-        number = sum(len(tile) for tile in anchors)
-        groups |= {int(own[i]): number + int(g) for i, g in enumerate(made.groups.tolist()) if g >= 0}
+        leaders = stand[chosen:].tolist()
+        leader |= {int(own[i]): leaders[g] for i, g in enumerate(made.groups.tolist()) if g >= 0}
         content.append(made.features.to(embeds))
         stands.append(stand)
         # Tokens that stand for none (VisionZip's [CLS], PruMerge's last one) are no patch that was selected.
@@ -207,9 +207,9 @@ def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, em
         named = made.labels.to(stand) if len(made.labels) else torch.full_like(stand, -1)
         labels.append(torch.where(named >= 0, named + earlier, -1))
     stood, made_of, label = torch.cat(stands), torch.cat(content), torch.cat(labels)
-    merged_into = torch.cat(anchors)
+    led = torch.cat(anchors).sort().values
     # Tiles take turns in the sequence: only now is it known which anchor comes first.
-    rank = merged_into.argsort().argsort().tolist()
+    rank = {slot: number for number, slot in enumerate(led.tolist())}
     none = stood < 0
     unused = slots[~torch.isin(slots, stood)]
     # Ascending in any case: contents are fed into these slots in turn, in the order in which they come.
@@ -219,8 +219,8 @@ def _joined(done: list[tuple[Tensor, Reduced]], spare: Tensor, slots: Tensor, em
         order = stood.argsort()
         stood, made_of, label = stood[order], made_of[order], label[order]
     stood = torch.where(stood < 0, into, stood)
-    ranked = {slot: rank[group] for slot, group in groups.items()}
-    return Row(into, made_of, stood, torch.cat(kept).sort().values, merged_into, ranked, label)
+    groups = {slot: rank[anchor] for slot, anchor in leader.items()}
+    return Row(into, made_of, stood, torch.cat(kept).sort().values, led, groups, label)
 
 
 def _measured(plan: Plan, row: Row) -> Plan:

@@ -12,6 +12,11 @@ FORMAT = 1
 Row = dict[str, Any]
 
 
+def _answer(row: Row) -> tuple[str, str]:
+    """What a row is the answer of, and to what."""
+    return row["cell"], row["key"]
+
+
 class Journal:
     """Rows of one result file. While it grows, new rows stand line by line in a file beside it (`.part`)."""
 
@@ -29,7 +34,7 @@ class Journal:
         # What each cell's name stands for; reading the two files below fills it in.
         self.cells: dict[str, str] = {}
         self.rows: list[Row] = self._finished() + self._unfinished()
-        self.done = {(row["cell"], row["key"]) for row in self.rows}
+        self.done = {_answer(row) for row in self.rows}
 
     def _check(self, found: Any, where: Path) -> None:
         if not isinstance(found, dict):
@@ -82,12 +87,12 @@ class Journal:
             with self.part.open("r+b") as file:
                 file.truncate(len(whole))
         # A kill between the last two lines of `finish` leaves the same rows in both files.
-        known = {(row["cell"], row["key"]) for row in self._finished()}
+        known = {_answer(row) for row in self._finished()}
         try:
             lines = [json.loads(line) for line in whole.splitlines()]
             if lines:
                 self._check(lines[0], self.part)
-            return [row for row in self._batches(lines[1:]) if (row["cell"], row["key"]) not in known]
+            return [row for row in self._batches(lines[1:]) if _answer(row) not in known]
         except (ValueError, KeyError, TypeError) as error:
             raise SwiftVLMError(f"{self.part} is damaged ({error}); mend it, or give another --out") from None
 
@@ -107,7 +112,7 @@ class Journal:
         # One line a batch: it is there whole or not at all.
         self._write([*head, json.dumps(rows)])
         self.rows += rows
-        self.done |= {(row["cell"], row["key"]) for row in rows}
+        self.done |= {_answer(row) for row in rows}
 
     def _write(self, lines: list[str]) -> None:
         with self.part.open("a") as file:
@@ -124,7 +129,7 @@ class Journal:
         """
         # Before any row: names that clash must leave this file as it was.
         self.claim(other.cells)
-        fresh = {(row["cell"], row["key"]): row for row in other.rows}
+        fresh = {_answer(row): row for row in other.rows}
         if missing := [row for key, row in fresh.items() if key not in self.done]:
             self.add(missing)
 
@@ -134,9 +139,9 @@ class Journal:
         What another process wrote to the same file meanwhile is kept; only the summary does not count it.
         """
         on_disk = Journal(self.path, self.header, self.must, borrowed=True)
-        fresh = [row for row in on_disk.rows if (row["cell"], row["key"]) not in self.done]
+        fresh = [row for row in on_disk.rows if _answer(row) not in self.done]
         self.rows += fresh
-        self.done |= {(row["cell"], row["key"]) for row in fresh}
+        self.done |= {_answer(row) for row in fresh}
         self.cells = on_disk.cells | self.cells
         head = self.header | {"cells": self.cells}
         # Without spaces: they would be a tenth of a file of many answers.

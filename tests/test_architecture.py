@@ -13,14 +13,14 @@ from swiftvlm import tokens
 
 ROOT = Path(swiftvlm.__file__).parent
 RANKS = [  # a module imports only from lines above its own
-    {"errors"},
+    {"amounts", "errors"},
     {"plans"},
     {"shape", "stage", "tokens", "tower"},
     {"budget", "flops", "scores", "reductions", "relevance", "trace", "profiles"},
     {"ratings"},
     {"methods", "families"},
     {"engine", "figures"},
-    {"bench", "inputs"},
+    {"bench", "inputs", "scenes"},
     {"evaluation"},
     {"mini", "selection"},
     {"cli"},
@@ -55,6 +55,21 @@ def test_imports_run_downward(module):
     room = module.split(".")[0]
     for other in imported(sources()[module]) - {room}:
         assert rank(other) < rank(room), f"{module} imports swiftvlm.{other}"
+
+
+def test_rooms_are_entered_by_their_face():
+    """What a room offers stands in its `__init__`; parts of methods are shelves, taken from one by one."""
+    shelves = {"ratings", "reductions"}
+    rooms = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()} - shelves
+    for module, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("swiftvlm."):
+                room, *inside = (node.module or "").split(".")[1:]
+                behind = inside or [alias.name for alias in node.names if f"{room}.{alias.name}" in sources()]
+                known = importlib.import_module(f"swiftvlm.{room}")
+                # A function may be called like the module it stands in; the face then gives the function.
+                behind = [name for name in behind if inside or not callable(getattr(known, name))]
+                assert room not in rooms or room == module.split(".")[0] or not behind, f"{module}: {node.module}"
 
 
 def test_families_and_methods_do_not_know_each_other():

@@ -11,7 +11,8 @@ import torch
 import swiftvlm
 from scripts import tables
 from swiftvlm import methods
-from swiftvlm.mini import drawing, scenes, words
+from swiftvlm.scenes import drawing, words
+from swiftvlm.scenes import world as scenes
 from tests.laws.cases import SETTINGS, mixed_batch
 from tests.support import tiny
 

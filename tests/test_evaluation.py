@@ -22,8 +22,8 @@ from swiftvlm.evaluation.run import chunks, fingerprint
 from swiftvlm.evaluation.scorers import f1, iou, mean, paired, score
 from swiftvlm.evaluation.summary import summarize
 from swiftvlm.evaluation.tasks import Sample, Task
-from swiftvlm.mini import pool
 from swiftvlm.mini.tasks import embedded_task
+from swiftvlm.scenes import TASKS
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:no measured pruning layers")
@@ -374,7 +374,7 @@ def test_pictures_are_encoded_once(untrained):
 
 def test_no_figure_is_cut_short(capsys):
     """However long a method's name is, the table of six tasks has every digit."""
-    tasks = [embedded_task(name, 1) for name in pool.TASKS]
+    tasks = [embedded_task(name, 1) for name in TASKS]
     name = "swiftvlm:layers=1/4/20:rest=merge:counts=115/28/57/14/57"
     record = {
         "cell": name,

@@ -19,10 +19,10 @@ from swiftvlm.figures.stages import draw_lost, draw_stages
 from swiftvlm.inputs.checkpoint import load_checkpoint
 from swiftvlm.methods import find_method
 from swiftvlm.methods.fastv import FastV
-from swiftvlm.mini.drawing import draw
-from swiftvlm.mini.scenes import scene
 from swiftvlm.mini.tasks import embedded_task
-from swiftvlm.mini.words import TEST
+from swiftvlm.scenes.drawing import draw
+from swiftvlm.scenes.words import TEST
+from swiftvlm.scenes.world import scene
 from swiftvlm.selection import story as stories
 from swiftvlm.selection.alignment import Change, agreement, changes
 from swiftvlm.selection.explain import Asked, Explaining, early_and_late, projected, summary_of

@@ -12,10 +12,10 @@ from swiftvlm.cli.app import main
 from swiftvlm.errors import SelectionError, SwiftVLMError
 from swiftvlm.evaluation.oracle import Listed
 from swiftvlm.evaluation.user import user_tasks
-from swiftvlm.mini.drawing import draw
-from swiftvlm.mini.scenes import scene
-from swiftvlm.mini.words import TEST
 from swiftvlm.profiles import LayerProfile, profile_for, read
+from swiftvlm.scenes.drawing import draw
+from swiftvlm.scenes.words import TEST
+from swiftvlm.scenes.world import scene
 from swiftvlm.selection.measure import Profiling, Watch, Watching, first, profile_of
 from swiftvlm.shape import LLAVA_1_5_7B, ModelShape
 from tests.support import IMAGE, LAYERS, batch_of, make_row, tiny

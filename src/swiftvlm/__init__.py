@@ -3,8 +3,7 @@
 from swiftvlm.engine import prune
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.families import FAMILIES
-from swiftvlm.methods import METHODS, plan
-from swiftvlm.methods.swiftvlm import SwiftVLM
+from swiftvlm.methods import METHODS, SwiftVLM, plan
 from swiftvlm.mini import load_mini
 from swiftvlm.plans import Plan
 from swiftvlm.shape import ModelShape

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.errors import BudgetError
-from swiftvlm.plans import Cut, Number, Plan
+from swiftvlm.plans import Cut, Plan
 
-Budget = int | float | None
 T = TypeVar("T")
 
 

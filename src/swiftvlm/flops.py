@@ -7,7 +7,8 @@ the sum FLOPs. `paper_*` reproduces that mixed unit so that published columns ca
 
 from collections.abc import Sequence
 
-from swiftvlm.plans import Number, Plan
+from swiftvlm.amounts import Number
+from swiftvlm.plans import Plan
 from swiftvlm.shape import ModelShape
 
 

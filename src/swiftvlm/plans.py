@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+from swiftvlm.amounts import Number
 from swiftvlm.errors import BudgetError
-
-Number = int | float
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swiftvlm.amounts import Number
 from swiftvlm.errors import TraceError
-from swiftvlm.plans import Number
 
 FORMAT = 1
 Stages = tuple[tuple[Tensor, ...], ...]  # [stage][row]

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from swiftvlm.amounts import Number
 from swiftvlm.methods.base import Method
-from swiftvlm.plans import Cut, Number, Plan
+from swiftvlm.plans import Cut, Plan
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Reduction, Score, Stage
 from swiftvlm.trace import Run

@@ -16,10 +16,11 @@ from swiftvlm.evaluation.run import Cell, Evaluation
 from swiftvlm.evaluation.scorers import mean
 from swiftvlm.inputs.prompts import build_prompt
 from swiftvlm.methods import find_method
-from swiftvlm.mini import load, pool
-from swiftvlm.mini.drawing import draw
+from swiftvlm.mini import load
 from swiftvlm.mini.load import WEIGHTS, load_mini
 from swiftvlm.mini.tasks import embedded_task
+from swiftvlm.scenes import TASKS, pool
+from swiftvlm.scenes.drawing import draw
 from tests.mini.recorded import scores
 
 COUNT = 12  # questions a task, of the quick subset's 50
@@ -74,7 +75,7 @@ def test_answers_are_as_recorded_and_true_patches_are_enough(mini, tmp_path):
     """On the first questions of every task: accuracy within three standard errors of the recorded one on the same;
     and where layers from the third on see only patches that show something, at least 90% of it, errors allowed for.
     """
-    tasks, known = [embedded_task(name, COUNT) for name in pool.TASKS], scores()
+    tasks, known = [embedded_task(name, COUNT) for name in TASKS], scores()
     journal = Journal(tmp_path / "x.json", {"model": "", "tasks": {}})
     cells = [Cell(name, find_method("vanilla"), None) for name in ("vanilla", ORACLE)]
     Evaluation(*mini, 16).run(tasks, cells, journal, lambda said: None)

@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from swiftvlm.mini import pool
-from swiftvlm.mini.language import MARGIN, Phrase, fits, fitting
 from swiftvlm.mini.packing import draw_questions, pack
-from swiftvlm.mini.questions import LOCALIZATION, TASKS, ask, box_text
-from swiftvlm.mini.scenes import Box, Scene, Sign, Thing, scene
 from swiftvlm.mini.tokens import tokenizer
-from swiftvlm.mini.words import COLORS, KINDS, PLURALS, TEST
+from swiftvlm.scenes import pool
+from swiftvlm.scenes.language import MARGIN, Phrase, fits, fitting
+from swiftvlm.scenes.questions import LOCALIZATION, TASKS, ask, box_text
+from swiftvlm.scenes.words import COLORS, KINDS, PLURALS, TEST
+from swiftvlm.scenes.world import Box, Scene, Sign, Thing, scene
 
 
 def thing(kind: str, color: str, x: float, y: float, side: float = 40) -> Thing:

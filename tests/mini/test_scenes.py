@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swiftvlm.mini import scenes, sprites, words
-from swiftvlm.mini.drawing import draw, photo
-from swiftvlm.mini.scenes import SIDE, Box, gap, scene
-from swiftvlm.mini.words import COLORS, KINDS, POOLS, TEST, TRAIN
+from swiftvlm.scenes import sprites, words
+from swiftvlm.scenes import world as scenes
+from swiftvlm.scenes.drawing import draw, photo
+from swiftvlm.scenes.words import COLORS, KINDS, POOLS, TEST, TRAIN
+from swiftvlm.scenes.world import SIDE, Box, gap, scene
 
 MANY = [scene(TEST, seed) for seed in range(150)]
 
@@ -111,7 +112,7 @@ def test_boxes_by_hand():
 
 def test_photographs_need_their_packages(monkeypatch):
     """A missing package is named with the way to get it."""
-    monkeypatch.setattr("swiftvlm.mini.drawing.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("swiftvlm.scenes.drawing.importlib.util.find_spec", lambda name: None)
     photo.cache_clear()
     with pytest.raises(Exception, match=r'photographs of skimage: pip install "swiftvlm\[scenes\]"'):
         photo("skimage/data/coffee.png")

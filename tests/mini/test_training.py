@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from swiftvlm.mini import codes, dense, fit, forward, phases, recipe, start, train
 from swiftvlm.mini.muon import Muon, orthogonal
 from swiftvlm.mini.packing import words
-from swiftvlm.mini.scenes import scene
-from swiftvlm.mini.words import TEST, TRAIN
+from swiftvlm.scenes.words import TEST, TRAIN
+from swiftvlm.scenes.world import scene
 
 TINY = recipe.Recipe(
     width=192, heads=6, layers=4, seed_layers=2, inner=48, tower_width=128, tower_heads=4, tower_layers=2

@@ -11,13 +11,9 @@ import transformers
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.evaluation.journal import Journal, Row
-from swiftvlm.evaluation.run import fingerprint
-from swiftvlm.evaluation.tasks import Sample, Task
-from swiftvlm.inputs.checkpoint import load_checkpoint, placed
-from swiftvlm.mini import load_mini
-from swiftvlm.mini.anyres import load_mini_anyres
-from swiftvlm.mini.tasks import check_task, embedded_task
+from swiftvlm.evaluation import Journal, Row, Sample, Task, fingerprint
+from swiftvlm.inputs import load_checkpoint, placed
+from swiftvlm.mini import check_task, embedded_task, load_mini, load_mini_anyres
 
 
 def check_out(out: Path) -> None:

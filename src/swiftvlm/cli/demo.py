@@ -14,13 +14,12 @@ import swiftvlm
 from swiftvlm.cli.parse import print_json
 from swiftvlm.cli.report import progress, scaled
 from swiftvlm.cli.saving import check_folder, save_all
-from swiftvlm.evaluation.scorers import score
-from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.figures.answers import Answer, draw_answers
-from swiftvlm.inputs.prompts import build_prompt, read_boxes
+from swiftvlm.evaluation import Sample, score
+from swiftvlm.figures import Answer, draw_answers
+from swiftvlm.inputs import build_prompt, read_boxes
 from swiftvlm.methods import find_method
-from swiftvlm.mini import load_mini, pool
-from swiftvlm.mini.tasks import embedded_task
+from swiftvlm.mini import embedded_task, load_mini
+from swiftvlm.scenes import QUICK_SIZE, items
 
 METHODS = ("vanilla", "fastv", "swiftvlm")
 BUDGET = 192
@@ -29,8 +28,8 @@ ONLY_SCENES = "the embedded model knows nothing but rendered scenes; give --mode
 
 def first_scene() -> Sample:
     """The first localization question of the test pool whose scene stands on a real photograph."""
-    items = pool.items("ref", 50)
-    index = next(i for i in count() if not items[i].scene.background.startswith("texture:"))
+    pool = items("ref", 50)
+    index = next(i for i in count() if not pool[i].scene.background.startswith("texture:"))
     # A task's samples stand in the order of the pool's items.
     return embedded_task("ref", 50).samples[index]
 
@@ -90,7 +89,7 @@ def _show(sample: Sample, answers: list[Answer], save: Path | None) -> None:
     console.print(f"embedded model, {sample.key}: {sample.question}  (true: {sample.answer})", soft_wrap=True)
     console.print(table)
     console.print(
-        f"one question proves nothing: `swiftvlm eval --quick` asks {pool.QUICK} of each of six tasks", soft_wrap=True
+        f"one question proves nothing: `swiftvlm eval --quick` asks {QUICK_SIZE} of each of six tasks", soft_wrap=True
     )
     if save is not None:
         console.print(f"saved to {save / 'answers.png'}", soft_wrap=True)

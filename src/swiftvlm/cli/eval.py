@@ -11,16 +11,10 @@ from swiftvlm.cli.common import asked_tasks, check_form, check_out, header, open
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.oracle import ORACLE
-from swiftvlm.evaluation.run import Cell, Evaluation
-from swiftvlm.evaluation.summary import VANILLA, summarize
-from swiftvlm.evaluation.tables import table
-from swiftvlm.evaluation.tasks import Task
-from swiftvlm.figures.accuracy import draw_accuracy
-from swiftvlm.methods import SwiftVLM
-from swiftvlm.methods.base import Method
-from swiftvlm.mini import pool
+from swiftvlm.evaluation import ORACLE, VANILLA, Cell, Evaluation, Journal, Task, summarize, table
+from swiftvlm.figures import draw_accuracy
+from swiftvlm.methods import Method, SwiftVLM
+from swiftvlm.scenes import POOL_SIZE, QUICK_SIZE, TASKS
 
 # Columns that no table of results reaches, so that measuring one never cuts it.
 WIDEST = 1000
@@ -35,14 +29,14 @@ def evaluate(
     anyres: Annotated[
         bool, typer.Option("--anyres", help="The embedded model as a LLaVA-NeXT, 1176 visual tokens.")
     ] = False,
-    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = ",".join(pool.TASKS),
+    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(TASKS)}.")] = ",".join(TASKS),
     methods: Annotated[
         str, typer.Option(help=f"Some of: {known_methods()}, oracle; with fields, such as fastv:after=4.")
     ] = METHODS,
     budgets: Annotated[str, typer.Option(help="Average visual tokens, with commas.")] = "192,128,96",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task (all 500 if absent).")] = None,
     pool_name: Annotated[str, typer.Option("--pool", help="test, or train to tune on.")] = "test",
-    quick: Annotated[bool, typer.Option("--quick", help=f"The first {pool.QUICK} questions a task.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help=f"The first {QUICK_SIZE} questions a task.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
     layers: Annotated[str | None, typer.Option(help="Pruning layers of swiftvlm, such as 3,11,15.")] = None,
     out: Annotated[Path, typer.Option(help="Result file; a run that was stopped goes on from it.")] = Path("eval.json"),
@@ -113,7 +107,7 @@ def show(summary: list[dict[str, Any]], tasks: list[Task], floors: dict[str, str
 def _limit(limit: int | None, quick: bool) -> int:
     if quick and limit is not None:
         raise SwiftVLMError(f"give --quick or --limit {limit}, not both")
-    return pool.QUICK if quick else pool.SIZE if limit is None else limit
+    return QUICK_SIZE if quick else POOL_SIZE if limit is None else limit
 
 
 def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Cell]:

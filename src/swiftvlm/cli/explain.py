@@ -12,14 +12,11 @@ from swiftvlm.cli.common import asked_tasks, check_out, header, open_model, rows
 from swiftvlm.cli.parse import print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.methods import Method, SwiftVLM
-from swiftvlm.methods.swiftvlm import scaled_layers
-from swiftvlm.mini import pool
-from swiftvlm.mini.tasks import embedded_task
-from swiftvlm.selection.explain import SHARES, Explaining, projected, summary_of
-from swiftvlm.selection.story import Story, can, tell_story
+from swiftvlm.evaluation import Journal, Sample
+from swiftvlm.methods import Method, SwiftVLM, scaled_layers
+from swiftvlm.mini import embedded_task
+from swiftvlm.scenes import POOL_SIZE, TASKS, VISUAL_TOKENS
+from swiftvlm.selection import SHARES, Explaining, Story, meets, projected, summary_of, tell_story
 from swiftvlm.shape import ModelShape
 
 
@@ -27,7 +24,7 @@ def explain(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
     ] = None,
-    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = "ref,text",
+    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(TASKS)}.")] = "ref,text",
     samples: Annotated[int, typer.Option(min=1, help="Questions a task.")] = 100,
     budget: Annotated[str, typer.Option(help="Average visual tokens of the comparison.")] = "128",
     layers: Annotated[str | None, typer.Option(help="Pruning layers, such as 3,11,15.")] = None,
@@ -55,8 +52,8 @@ def explain(
     named = {name.strip(): read_method(name.strip()) for name in methods.split(",")}
     loaded, processor = open_model(model, dtype, device)
     runner = Explaining(loaded, processor, _waiting(method, ModelShape.of(loaded)), limit)
-    if not runner.swift.plan(runner.shape, pool.VISUAL, 16, limit).cuts:
-        raise SwiftVLMError(f"--budget {budget} prunes nothing: a picture has {pool.VISUAL} visual tokens")
+    if not runner.swift.plan(runner.shape, VISUAL_TOKENS, 16, limit).cuts:
+        raise SwiftVLMError(f"--budget {budget} prunes nothing: a picture has {VISUAL_TOKENS} visual tokens")
     able = _able(named | ({"swiftvlm": method} if "swiftvlm" in named else {}), runner, other)
     depths = [stage.after for stage in method.stages(runner.shape)]
     about = header(runner.model, wanted, "explain") | {"budget": limit, "after": depths}
@@ -90,7 +87,7 @@ def _named(keys: str) -> list[Sample]:
     found = []
     for key in keys.split(","):
         pool_name, task, number = (*key.strip().split("/"), "", "")[:3]
-        if pool_name != "test" or task not in pool.TASKS or not (number.isdecimal() and int(number) < pool.SIZE):
+        if pool_name != "test" or task not in TASKS or not (number.isdecimal() and int(number) < POOL_SIZE):
             raise SwiftVLMError(f"--story-of {key}: a question is called test/TASK/NUMBER, such as test/ref+/12")
         found.append(embedded_task(task, int(number) + 1).samples[int(number)])
     return found
@@ -105,7 +102,7 @@ def _budget(option: str, text: str) -> int | float:
 
 def _able(named: dict[str, Method], runner: Explaining, budget: int | float) -> dict[str, Method]:
     """The methods that can meet the story's budget; the last one, which keeps what others lose, must be able."""
-    able = {name: one for name, one in named.items() if can(runner.shape, one, budget, pool.VISUAL)}
+    able = {name: one for name, one in named.items() if meets(runner.shape, one, budget, VISUAL_TOKENS)}
     if list(named)[-1] not in able or len(able) < 2:
         raise SwiftVLMError(f"--story {budget}: of {', '.join(named)} only {', '.join(able) or 'none'} can meet it")
     return able

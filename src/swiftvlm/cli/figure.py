@@ -14,18 +14,22 @@ from rich.console import Console
 import swiftvlm
 from swiftvlm.cli.parse import read_budget, read_method, read_shape
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.evaluation.summary import VANILLA
-from swiftvlm.figures.accuracy import draw_accuracy, method_of
-from swiftvlm.figures.changes import draw_changes
-from swiftvlm.figures.cost import draw_cost
-from swiftvlm.figures.overlap import draw_overlap
-from swiftvlm.figures.profile import draw_profile
-from swiftvlm.figures.ranking import draw_ranking
-from swiftvlm.figures.river import draw_river
-from swiftvlm.figures.schematic import draw_schematic
-from swiftvlm.figures.stages import draw_lost, draw_stages
-from swiftvlm.mini import pool
-from swiftvlm.mini.tasks import embedded_task
+from swiftvlm.evaluation import VANILLA
+from swiftvlm.figures import (
+    draw_accuracy,
+    draw_changes,
+    draw_cost,
+    draw_lost,
+    draw_overlap,
+    draw_profile,
+    draw_ranking,
+    draw_river,
+    draw_schematic,
+    draw_stages,
+    method_of,
+)
+from swiftvlm.mini import embedded_task
+from swiftvlm.scenes import POOL_SIZE
 
 # Each: what draws it from a result file's summary and rows, and the command that writes such a file.
 Draw = Callable[[Any, Any], Figure]
@@ -89,7 +93,7 @@ def _story(draw: Callable[[Image, Any], Figure], summary: Any) -> Figure:
         raise SwiftVLMError("this file tells no story: on no question did only the last method keep what was asked")
     source, task, _ = story["key"].split("/")
     # The file has the question's key, not its picture: the scene is drawn anew from its seed.
-    samples = embedded_task(task, pool.SIZE, source).samples
+    samples = embedded_task(task, POOL_SIZE, source).samples
     return draw(next(sample for sample in samples if sample.key == story["key"]).picture(), story)
 
 

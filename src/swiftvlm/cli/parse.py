@@ -10,8 +10,7 @@ import typer
 from transformers import AutoConfig
 
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.methods import METHODS, Method, RandomTokens, SwiftVLM, find_method
-from swiftvlm.methods.fields import fits, kinds_of, said
+from swiftvlm.methods import METHODS, Method, RandomTokens, SwiftVLM, find_method, fits, kinds_of, said
 from swiftvlm.shape import SHAPES, ModelShape
 
 # What the program was asked, for the birth certificates of results.

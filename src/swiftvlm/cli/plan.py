@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 import swiftvlm
+from swiftvlm.amounts import Number
 from swiftvlm.budget import target_average
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method, read_shape
 from swiftvlm.errors import BudgetError, MethodError, SwiftVLMError
 from swiftvlm.flops import exact_total, paper_total
-from swiftvlm.methods import METHODS
-from swiftvlm.methods.vanilla import Vanilla
-from swiftvlm.plans import Number, Plan
+from swiftvlm.methods import METHODS, Vanilla
+from swiftvlm.plans import Plan
 from swiftvlm.shape import ModelShape
 
 BAR = 48  # columns of the longest bar

@@ -12,19 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from swiftvlm.amounts import Number
 from swiftvlm.cli.common import asked_tasks, check_out, header, open_model, rows_of, samples_of
 from swiftvlm.cli.parse import ASKED, print_json
 from swiftvlm.cli.report import progress
 from swiftvlm.errors import SelectionError
-from swiftvlm.evaluation.journal import Journal
-from swiftvlm.evaluation.tasks import Task
-from swiftvlm.evaluation.user import user_tasks
-from swiftvlm.mini import pool
-from swiftvlm.plans import Number
+from swiftvlm.evaluation import Journal, Task, user_tasks
 from swiftvlm.profiles import LayerProfile, own_folder, profile_for
-from swiftvlm.selection import Choice, curve, knee, unevenness
-from swiftvlm.selection.choose import rated, records, steps
-from swiftvlm.selection.measure import Profile, Profiling, profile_of
+from swiftvlm.scenes import TASKS
+from swiftvlm.selection import Choice, Profile, Profiling, curve, knee, profile_of, rated, records, steps, unevenness
 from swiftvlm.shape import ModelShape
 
 
@@ -32,7 +28,7 @@ def profile(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint folder or hub id (default: the embedded model).")
     ] = None,
-    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(pool.TASKS)}.")] = ",".join(pool.TASKS),
+    tasks: Annotated[str, typer.Option(help=f"Some of: {','.join(TASKS)}.")] = ",".join(TASKS),
     data: Annotated[Path | None, typer.Option(help="Your own questions instead: a JSONL file.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Questions a task.")] = 200,
     share: Annotated[float, typer.Option(help="V: fraction of visual tokens a layer keeps.")] = 0.2,

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from swiftvlm.amounts import Number
 from swiftvlm.bench import Spread, Timing
 from swiftvlm.families import find_family
-from swiftvlm.figures.patches import draw_patches
-from swiftvlm.inputs.prompts import read_boxes
-from swiftvlm.plans import Number
+from swiftvlm.figures import draw_patches
+from swiftvlm.inputs import read_boxes
 from swiftvlm.trace import Run
 
 

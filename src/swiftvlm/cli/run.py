@@ -16,9 +16,7 @@ from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_meth
 from swiftvlm.cli.report import facts_of, progress, show, write_picture
 from swiftvlm.cli.saving import Writer, check_folder, save_all
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.inputs.checkpoint import load_checkpoint, placed
-from swiftvlm.inputs.images import open_image, pad_to_square
-from swiftvlm.inputs.prompts import System, build_prompt, check_question
+from swiftvlm.inputs import System, build_prompt, check_question, load_checkpoint, open_image, pad_to_square, placed
 from swiftvlm.mini import load_mini
 from swiftvlm.trace import Trace
 

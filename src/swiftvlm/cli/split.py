@@ -12,7 +12,7 @@ import swiftvlm
 from swiftvlm.cli.parse import print_json
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.methods import SwiftVLM
-from swiftvlm.selection.split import Split, split
+from swiftvlm.selection import Split, split
 from swiftvlm.shape import ModelShape
 
 STAGES = 3

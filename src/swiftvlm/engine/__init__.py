@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from swiftvlm.budget import Budget
+from swiftvlm.amounts import Budget
 from swiftvlm.engine.handle import Handle
-from swiftvlm.methods.base import Method
+from swiftvlm.methods import Method
 
 
 def prune(

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from swiftvlm import tokens
 from swiftvlm.budget import shares
-from swiftvlm.engine.layout import Beside, Layout, cut, shrink
-from swiftvlm.engine.prefill import Choice
+from swiftvlm.engine.layout import Beside, Choice, Layout, cut, shrink
 from swiftvlm.engine.prompt import Prompt
 from swiftvlm.engine.watch import TowerWatch
 from swiftvlm.errors import UnsupportedError

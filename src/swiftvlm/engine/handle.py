@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from swiftvlm.budget import Budget
+from swiftvlm.amounts import Budget
 from swiftvlm.engine.before import shorten
 from swiftvlm.engine.cache import check_cache, check_text_config, kv_bytes, past_length
 from swiftvlm.engine.guards import (
@@ -30,8 +30,7 @@ from swiftvlm.engine.trim import settle, trim, trimmable
 from swiftvlm.engine.watch import TowerWatch
 from swiftvlm.errors import FamilyError, MethodError, SwiftVLMError
 from swiftvlm.families import find_family
-from swiftvlm.methods import find_method
-from swiftvlm.methods.base import Method, check_stages
+from swiftvlm.methods import Method, check_stages, find_method
 from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Trace
 

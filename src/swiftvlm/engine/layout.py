@@ -58,6 +58,17 @@ class Next(Beside):
     where: Int[Tensor, "batch tokens"]
 
 
+@dataclass(frozen=True)
+class Choice(Beside):
+    """What one stage decided, in the places of the layout it decided on. `groups`: -1 where a token is in none."""
+
+    layout: Layout
+    kept: Bool[Tensor, "batch tokens"]
+    anchors: Bool[Tensor, "batch tokens"]
+    groups: Int[Tensor, "batch tokens"]
+    means: Float[Tensor, "batch groups dim"]
+
+
 def whole(
     attended: Bool[Tensor, "batch prompt"],
     candidates: Bool[Tensor, "batch prompt"],

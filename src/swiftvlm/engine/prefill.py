@@ -12,28 +12,17 @@ from transformers import PreTrainedModel
 
 from swiftvlm import tokens
 from swiftvlm.engine.cache import cached_keys
-from swiftvlm.engine.layout import Beside, Layout, Next, cut, shrink
+from swiftvlm.engine.layout import Beside, Choice, Layout, Next, cut, shrink
 from swiftvlm.engine.probe import Probe
 from swiftvlm.engine.prompt import Prompt
 from swiftvlm.engine.segment import Segment
 from swiftvlm.errors import UnsupportedError
-from swiftvlm.families.base import Family
+from swiftvlm.families import Family
 from swiftvlm.plans import Plan
 from swiftvlm.scores import Started, View
 from swiftvlm.stage import Bypass, Merge, Stage
 
 Inputs = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Choice(Beside):
-    """What one stage decided, in the places of the layout it decided on. `groups`: -1 where a token is in none."""
-
-    layout: Layout
-    kept: Bool[Tensor, "batch tokens"]
-    anchors: Bool[Tensor, "batch tokens"]
-    groups: Int[Tensor, "batch tokens"]
-    means: Float[Tensor, "batch groups dim"]
 
 
 @dataclass(frozen=True)

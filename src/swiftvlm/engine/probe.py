@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from swiftvlm import tokens
-from swiftvlm.families.base import Family
+from swiftvlm.families import Family
 
 
 @dataclass(frozen=True)

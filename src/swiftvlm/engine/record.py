@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from swiftvlm.engine.prefill import Choice, Prefill
+from swiftvlm.amounts import Number
+from swiftvlm.engine.layout import Choice
+from swiftvlm.engine.prefill import Prefill
 from swiftvlm.flops import exact_total, paper_total
-from swiftvlm.plans import Number, Plan
+from swiftvlm.plans import Plan
 from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Run, Stages
 

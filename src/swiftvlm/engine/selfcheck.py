@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from swiftvlm.errors import FamilyError, SwiftVLMError, UnsupportedError
-from swiftvlm.methods.base import Method
+from swiftvlm.methods import Method
 from swiftvlm.scores import TextAttention
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage

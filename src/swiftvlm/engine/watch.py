@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from swiftvlm.errors import FamilyError, UnsupportedError
-from swiftvlm.families.base import Family
+from swiftvlm.families import Family
 from swiftvlm.tower import Block, Seen
 
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swiftvlm.budget import Budget
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.methods.base import Method
-from swiftvlm.plans import Cut, Number, Plan
+from swiftvlm.methods import Method
+from swiftvlm.plans import Cut, Plan
 from swiftvlm.scores import View
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage

@@ -19,8 +19,8 @@ from swiftvlm.evaluation.oracle import ORACLE, oracle
 from swiftvlm.evaluation.scorers import score
 from swiftvlm.evaluation.tasks import Sample, Task
 from swiftvlm.families import find_family
-from swiftvlm.inputs.prompts import build_prompt
-from swiftvlm.methods.base import Method
+from swiftvlm.inputs import build_prompt
+from swiftvlm.methods import Method
 from swiftvlm.shape import ModelShape
 
 ROOM = 6  # tokens that an answer may have beyond the true one

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from swiftvlm.amounts import Number
 from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.inputs.prompts import read_boxes
-from swiftvlm.plans import Number
+from swiftvlm.inputs import read_boxes
 
 Box = tuple[Number, Number, Number, Number]
 ENOUGH = 0.5  # overlap from which a box counts, as in RefCOCO

@@ -6,9 +6,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from swiftvlm.amounts import Number
 from swiftvlm.evaluation.summary import VANILLA
 from swiftvlm.evaluation.tasks import Task
-from swiftvlm.plans import Number
 
 Record = dict[str, Any]
 COSTS = ("tokens", "GFLOPs", "s/answer")

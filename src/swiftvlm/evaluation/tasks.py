@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from swiftvlm.plans import Number
+from swiftvlm.amounts import Number
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.evaluation.tasks import Sample, Task
-from swiftvlm.inputs.images import open_image
+from swiftvlm.inputs import open_image
 
 FIELDS = "image (a path, from the file's folder), question, and answer (text) or box ([x1, y1, x2, y2] in 0 to 1)"
 SHOWN = 5  # malformed lines that are told in full

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from swiftvlm.errors import FamilyError
-from swiftvlm.families.base import Family
+from swiftvlm.families.base import Family as Family
 from swiftvlm.families.llava import Llava
 from swiftvlm.families.llava_next import LlavaNext
 

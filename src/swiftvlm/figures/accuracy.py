@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from swiftvlm.plans import Number
+from swiftvlm.amounts import Number
 
 MARKS = "osD"  # another shape and kind of line every round of colours
 FONT = 8  # points, of small print

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL.Image import Image
 
+from swiftvlm.amounts import Number
 from swiftvlm.figures.fates import fates
-from swiftvlm.plans import Number
 from swiftvlm.trace import Run
 
 Box = Sequence[Number]

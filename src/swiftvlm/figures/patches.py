@@ -20,10 +20,10 @@ from matplotlib.patches import Patch, Rectangle
 from PIL.Image import Image
 from torch import Tensor
 
+from swiftvlm.amounts import Number
 from swiftvlm.errors import TraceError
 from swiftvlm.figures.fates import Fate, Kind, Story, anchors_of, fates
 from swiftvlm.figures.layout import Panel, layout_of
-from swiftvlm.plans import Number
 from swiftvlm.trace import Run
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers. With many groups they repeat: kinds are told apart

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from swiftvlm.amounts import Number
 from swiftvlm.figures.patches import GONE, GROUPS, WAITING
-from swiftvlm.plans import Number
 
 Point = tuple[Number, Number]
 

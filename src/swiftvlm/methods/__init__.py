@@ -5,15 +5,20 @@ from collections.abc import Mapping
 from math import inf
 from types import MappingProxyType
 
-from swiftvlm.budget import Budget
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.methods.base import Method as Method
+from swiftvlm.methods.base import check_stages as check_stages
 from swiftvlm.methods.cdpruner import CDPruner as CDPruner
+from swiftvlm.methods.coordinated import Coordinated as Coordinated
 from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.divprune import DivPrune
 from swiftvlm.methods.fastv import FastV, UniformTokens
 from swiftvlm.methods.fastv import RandomTokens as RandomTokens
 from swiftvlm.methods.feather import Feather as Feather
+from swiftvlm.methods.fields import fits as fits
+from swiftvlm.methods.fields import kinds_of as kinds_of
+from swiftvlm.methods.fields import said as said
 from swiftvlm.methods.greedyprune import GreedyPrune
 from swiftvlm.methods.hiprune import HiPrune
 from swiftvlm.methods.holov import HoloV
@@ -25,14 +30,15 @@ from swiftvlm.methods.sparsevlm import SparseVLM as SparseVLM
 from swiftvlm.methods.sparsevlm import SparseVLMPlus
 from swiftvlm.methods.star import Star
 from swiftvlm.methods.swiftvlm import SwiftVLM as SwiftVLM
+from swiftvlm.methods.swiftvlm import scaled_layers as scaled_layers
 from swiftvlm.methods.tome import ToMe
 from swiftvlm.methods.topv import TopV
-from swiftvlm.methods.vanilla import Vanilla
+from swiftvlm.methods.vanilla import Vanilla as Vanilla
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
 from swiftvlm.methods.vitcop import ViTCoP
 from swiftvlm.methods.vscan import VScan
-from swiftvlm.plans import Number, Plan
+from swiftvlm.plans import Plan
 from swiftvlm.shape import ModelShape
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(

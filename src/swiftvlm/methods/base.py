@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from typing import ClassVar
 
-from swiftvlm.budget import Budget, Slot, furthest, pick_preset, scale, solve, target_average
+from swiftvlm.amounts import Budget, Number
+from swiftvlm.budget import Slot, furthest, pick_preset, scale, solve, target_average
 from swiftvlm.errors import BudgetError, MethodError
 from swiftvlm.methods.fields import check_fields
-from swiftvlm.plans import Cut, Number, Plan
+from swiftvlm.plans import Cut, Plan
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Bypass, Drop, Reduction, Stage
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from swiftvlm.budget import Budget
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset
-from swiftvlm.plans import Number, Plan
+from swiftvlm.plans import Plan
 from swiftvlm.scores import Coordinates
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Reduction, Stage

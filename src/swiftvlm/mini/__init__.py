@@ -1,5 +1,12 @@
-"""The embedded model: a small LLaVA-1.5, the scenes it was trained on and is tested on, and its training."""
+"""The embedded model: a small LLaVA-1.5, also as a LLaVA-NeXT, its tasks, and its training."""
 
+from swiftvlm.mini.anyres import load_mini_anyres
 from swiftvlm.mini.load import load_mini
+from swiftvlm.mini.tasks import check_task, embedded_task
 
-__all__ = ["load_mini"]
+__all__ = [
+    "check_task",
+    "embedded_task",
+    "load_mini",
+    "load_mini_anyres",
+]

@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swiftvlm.mini.scenes import PATCH, SIDE, Box, Scene, Sign, Thing
-from swiftvlm.mini.sprites import letter_spans
-from swiftvlm.mini.words import COLORS, KINDS, LENGTHS, LETTERS
+from swiftvlm.scenes import COLORS, KINDS, LENGTHS, LETTERS, PATCH, SIDE, Box, Scene, Sign, Thing, letter_spans
 
 CORE = 0.7
 REACH = 2.0  # pixels around a thing's middle; patches that they touch carry its code

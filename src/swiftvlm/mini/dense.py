@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftvlm.mini import codes
-from swiftvlm.mini.scenes import PATCH, SIDE
-from swiftvlm.mini.words import COLORS, KINDS, LETTERS
+from swiftvlm.scenes import COLORS, KINDS, LETTERS, PATCH, SIDE
 
 WEIGHTS = {"code": 0.3, "word": 0.3, "box": 2.0}  # of the losses, so that none drowns the others
 SLOTS = range(codes.SLOTS)

@@ -13,8 +13,7 @@ from swiftvlm.mini import codes
 from swiftvlm.mini.dense import letter_loss
 from swiftvlm.mini.forward import see
 from swiftvlm.mini.phases import pictures
-from swiftvlm.mini.scenes import SIDE, scene
-from swiftvlm.mini.words import TRAIN
+from swiftvlm.scenes import SIDE, TRAIN, scene
 
 WINDOWS, WHOLE = 9600, 800  # pictures of 12 x 12 patches full of signs, and whole ones
 FIRST = 7 * 10**8  # no other phase draws scenes from here on

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from swiftvlm.mini.packing import PREFIX, Pack, mask
-from swiftvlm.mini.scenes import GRID
 from swiftvlm.mini.tokens import SPECIAL
+from swiftvlm.scenes import GRID
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which its image processor subtracts
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from swiftvlm.mini.questions import Question, ask
-from swiftvlm.mini.scenes import GRID, Scene
 from swiftvlm.mini.tokens import GAP, tokenizer
+from swiftvlm.scenes import GRID, Question, Scene, ask
 
 # The shipped weights' last rounds asked `text` 7 times of 18, then `gqa` 7 times of 20 (LOG.md).
 MIX = {"ref": 2, "ref+": 2, "refg": 2, "text": 5, "gqa": 3, "pope": 2}  # shares of the questions in training

@@ -11,11 +11,9 @@ from transformers import LlavaForConditionalGeneration
 
 from swiftvlm.mini import codes
 from swiftvlm.mini.dense import WEIGHTS, Heads, letter_loss, patch_loss, read_codes
-from swiftvlm.mini.drawing import draw
 from swiftvlm.mini.forward import answer, answer_loss, see
 from swiftvlm.mini.packing import Pack, draw_questions, moved, pack, words
-from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Scene, scene
-from swiftvlm.mini.words import TRAIN
+from swiftvlm.scenes import GRID, PATCH, SIDE, TRAIN, Scene, draw, scene
 
 # `language` and `tower` draw from seed 0 on, `fit` from 7 * 10**8, `pool` on the training pool from 2 * 10**9.
 SEEN_FROM = 5 * 10**8  # first seed of the scenes that the last phases read

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from swiftvlm.mini.scenes import PATCH, SIDE
 from swiftvlm.mini.tokens import SPECIAL, vocabulary
+from swiftvlm.scenes import PATCH, SIDE
 
 
 @dataclass(frozen=True)

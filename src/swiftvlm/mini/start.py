@@ -15,9 +15,8 @@ from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from swiftvlm.mini.codes import FREQUENCIES, SLOTS, WIDTH, WIDTHS
-from swiftvlm.mini.scenes import GRID
 from swiftvlm.mini.tokens import GAP, vocabulary
-from swiftvlm.mini.words import COLORS, KINDS, LETTERS, PLURALS
+from swiftvlm.scenes import COLORS, GRID, KINDS, LETTERS, PLURALS
 
 STRENGTH = 2.0  # of a position's waves beside a patch's pixels
 SHARPNESS = 0.65  # of the attention to a neighbour

@@ -5,19 +5,30 @@ from collections.abc import Sequence
 from functools import partial
 
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.evaluation.tasks import Sample, Task
-from swiftvlm.mini import pool
-from swiftvlm.mini.drawing import draw
-from swiftvlm.mini.questions import LOCALIZATION, TASKS
-from swiftvlm.mini.scenes import GRID, PATCH, SIDE, Box
-from swiftvlm.mini.words import POOLS
+from swiftvlm.evaluation import Sample, Task
+from swiftvlm.scenes import (
+    GRID,
+    LOCALIZATION,
+    PATCH,
+    POOL_SIZE,
+    POOL_VERSION,
+    POOLS,
+    SIDE,
+    TASKS,
+    VISUAL_TOKENS,
+    Box,
+    Item,
+    chance,
+    draw,
+    items,
+)
 
 
-def embedded_task(name: str, limit: int = pool.SIZE, source: str = "test") -> Task:
+def embedded_task(name: str, limit: int = POOL_SIZE, source: str = "test") -> Task:
     """One of the six tasks of the embedded model, its first `limit` questions. Raises as `check_task`."""
     check_task(name, limit, source)
-    samples = tuple(_sample(item, source) for item in pool.items(name, limit, source))
-    return Task(name, pool.VERSION, name in LOCALIZATION, partial(pool.chance, name), samples)
+    samples = tuple(_sample(item, source) for item in items(name, limit, source))
+    return Task(name, POOL_VERSION, name in LOCALIZATION, partial(chance, name), samples)
 
 
 def check_task(name: str, limit: int, source: str) -> None:
@@ -30,11 +41,11 @@ def check_task(name: str, limit: int, source: str) -> None:
         raise SwiftVLMError(f"no pool is called {source!r}; there are {', '.join(POOLS)}")
     if name not in TASKS:
         raise SwiftVLMError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
-    if not 1 <= limit <= pool.SIZE:
-        raise SwiftVLMError(f"a task has {pool.SIZE} questions; a limit is 1 to {pool.SIZE}, got {limit}")
+    if not 1 <= limit <= POOL_SIZE:
+        raise SwiftVLMError(f"a task has {POOL_SIZE} questions; a limit is 1 to {POOL_SIZE}, got {limit}")
 
 
-def _sample(item: pool.Item, source: str) -> Sample:
+def _sample(item: Item, source: str) -> Sample:
     question, seed = item.question, item.scene.seed
     box = question.box
     shares = None if box is None else (box.left / SIDE, box.top / SIDE, box.right / SIDE, box.bottom / SIDE)
@@ -49,7 +60,7 @@ def _sample(item: pool.Item, source: str) -> Sample:
         _touched([*(thing.box for thing in item.scene.things), *(sign.box for sign in item.scene.signs)]),
         # A box asks for one thing; of a word, every sign that says it is a target.
         _middles([*([box] if box else []), *(sign.box for sign in item.scene.signs if sign.text == question.answer)]),
-        pool.VISUAL,
+        VISUAL_TOKENS,
     )
 
 

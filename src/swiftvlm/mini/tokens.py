@@ -5,8 +5,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-from swiftvlm.mini.scenes import PATCH, SIDE
-from swiftvlm.mini.words import COLORS, KINDS, LETTERS, PLURALS
+from swiftvlm.scenes import COLORS, KINDS, LETTERS, PATCH, PLURALS, SIDE
 
 GAP = "\u2581"  # stands for a space, as in Llama's vocabulary
 # They open the vocabulary: an index here is an id. `<image>` and the roles swallow the space before them.

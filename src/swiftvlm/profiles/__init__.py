@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from swiftvlm.amounts import Number
 from swiftvlm.errors import SelectionError
-from swiftvlm.plans import Number
 from swiftvlm.shape import ModelShape
 
 SHIPPED = Path(__file__).parent

@@ -1,7 +1,30 @@
-"""Which layers to prune at: the profile of a model's layers, and the best layers given a profile."""
+"""Which layers to prune at: the profile of a model's layers, the best layers given a profile, and what both rest on."""
 
-from swiftvlm.selection.choose import Choice as Choice
-from swiftvlm.selection.choose import choose as choose
-from swiftvlm.selection.choose import curve as curve
-from swiftvlm.selection.choose import knee as knee
-from swiftvlm.selection.choose import unevenness as unevenness
+from swiftvlm.selection.choose import Choice, choose, curve, knee, rated, records, steps, unevenness
+from swiftvlm.selection.explain import SHARES, Explaining, projected, summary_of
+from swiftvlm.selection.measure import Profile, Profiling, profile_of
+from swiftvlm.selection.split import Split, split
+from swiftvlm.selection.story import Story, meets, tell_story
+
+__all__ = [
+    "SHARES",
+    "Choice",
+    "Explaining",
+    "Profile",
+    "Profiling",
+    "Split",
+    "Story",
+    "choose",
+    "curve",
+    "knee",
+    "meets",
+    "profile_of",
+    "projected",
+    "rated",
+    "records",
+    "split",
+    "steps",
+    "summary_of",
+    "tell_story",
+    "unevenness",
+]

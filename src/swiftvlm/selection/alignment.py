@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from swiftvlm.amounts import Number
 from swiftvlm.engine import prune
 from swiftvlm.families import find_family
-from swiftvlm.methods.base import Method
-from swiftvlm.plans import Number
+from swiftvlm.methods import Method
 from swiftvlm.trace import Run
 
 

@@ -11,8 +11,8 @@ the length L - i_m although the layers i_m to L are one more; we keep the paper'
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from swiftvlm.amounts import Number
 from swiftvlm.errors import SelectionError
-from swiftvlm.plans import Number
 
 Ways = dict[int, tuple[Number, tuple[int, ...]]]  # last layer -> the area so far and the layers that gave it
 

@@ -9,14 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from swiftvlm.amounts import Number
 from swiftvlm.engine import prune
 from swiftvlm.errors import SelectionError
-from swiftvlm.evaluation.journal import Journal, Row
-from swiftvlm.evaluation.run import Evaluation
-from swiftvlm.evaluation.scorers import mean
-from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.methods.swiftvlm import SwiftVLM
-from swiftvlm.plans import Number
+from swiftvlm.evaluation import Evaluation, Journal, Row, Sample, mean
+from swiftvlm.methods import SwiftVLM
 from swiftvlm.selection.alignment import Change, agreement, changes
 from swiftvlm.selection.overlap import early_against_late, kept_of_top, rankings
 from swiftvlm.shape import ModelShape

@@ -16,18 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swiftvlm.budget import Budget
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.engine import prune
 from swiftvlm.errors import SelectionError
-from swiftvlm.evaluation.journal import Row
-from swiftvlm.evaluation.oracle import Listed
-from swiftvlm.evaluation.run import Cell, Evaluation
-from swiftvlm.evaluation.scorers import mean
-from swiftvlm.evaluation.summary import VANILLA
-from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.methods import find_method
-from swiftvlm.methods.base import Method
-from swiftvlm.plans import Cut, Number, Plan
+from swiftvlm.evaluation import VANILLA, Cell, Evaluation, Listed, Row, Sample, mean
+from swiftvlm.methods import Method, find_method
+from swiftvlm.plans import Cut, Plan
 from swiftvlm.scores import TextAttention, View
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Stage

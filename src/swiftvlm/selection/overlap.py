@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from swiftvlm.amounts import Number
 from swiftvlm.engine import prune
-from swiftvlm.plans import Number
 from swiftvlm.selection.measure import Watch, Watching
 from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Run

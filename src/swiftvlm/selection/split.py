@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from swiftvlm.amounts import Number
 from swiftvlm.errors import SelectionError
-from swiftvlm.plans import Number
 
 Profiles = Mapping[float, Sequence[Number]]
 

@@ -7,10 +7,8 @@ import torch
 
 from swiftvlm.engine import prune
 from swiftvlm.errors import BudgetError
-from swiftvlm.evaluation.scorers import score
-from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.methods import find_method
-from swiftvlm.methods.base import Method
+from swiftvlm.evaluation import Sample, score
+from swiftvlm.methods import Method, find_method
 from swiftvlm.selection.explain import Asked, Explaining
 from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Run, Trace
@@ -39,7 +37,7 @@ def tell_story(
     return None
 
 
-def can(shape: ModelShape, method: Method, budget: int | float, visual: int) -> bool:
+def meets(shape: ModelShape, method: Method, budget: int | float, visual: int) -> bool:
     """Whether a method can meet the budget on pictures of `visual` tokens."""
     try:
         # Any number of text tokens: counts depend on the visual ones alone.

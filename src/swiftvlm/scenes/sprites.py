@@ -7,8 +7,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from swiftvlm.mini.words import SYMBOLS
-from swiftvlm.plans import Number
+from swiftvlm.amounts import Number
+from swiftvlm.scenes.words import SYMBOLS
 
 SIZE = 96  # pixels a side at which masks are made; the largest thing in a scene is smaller
 ANGLES = tuple(range(-30, 31, 5))  # degrees, anticlockwise

@@ -17,9 +17,9 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from swiftvlm.mini import sprites
-from swiftvlm.mini.words import COLORS, LENGTHS, LETTERS, Pool
-from swiftvlm.plans import Number
+from swiftvlm.amounts import Number
+from swiftvlm.scenes import sprites
+from swiftvlm.scenes.words import COLORS, LENGTHS, LETTERS, Pool
 
 SIDE = 336
 PATCH = 14

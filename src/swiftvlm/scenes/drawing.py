@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.mini import sprites
-from swiftvlm.mini.scenes import Scene, Sign, Thing
-from swiftvlm.mini.words import POOLS
+from swiftvlm.scenes import sprites
+from swiftvlm.scenes.words import POOLS
+from swiftvlm.scenes.world import Scene, Sign, Thing
 
 
 @lru_cache(maxsize=32)

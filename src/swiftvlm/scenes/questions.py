@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from swiftvlm.mini.language import SIDES, Phrase, beyond, fits, fitting, looks, placed, relations
-from swiftvlm.mini.scenes import SIDE, Box, Scene, Thing
-from swiftvlm.mini.words import COLORS, KINDS, PLURALS
+from swiftvlm.scenes.language import SIDES, Phrase, beyond, fits, fitting, looks, placed, relations
+from swiftvlm.scenes.words import COLORS, KINDS, PLURALS
+from swiftvlm.scenes.world import SIDE, Box, Scene, Thing
 
 TASKS = ("ref", "ref+", "refg", "text", "gqa", "pope")
 LOCALIZATION = TASKS[:3]

@@ -1,18 +1,18 @@
-"""The test pool: 500 fixed questions a task, the same on every machine. `VERSION` changes whenever one of them does."""
+"""The pools: 500 fixed questions a task, the same on every machine. `POOL_VERSION` changes with any of them."""
 
 import random
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from swiftvlm.mini.questions import LOCALIZATION, TASKS, Question, ask
-from swiftvlm.mini.scenes import GRID, Scene, scene
-from swiftvlm.mini.words import POOLS
-from swiftvlm.plans import Number
+from swiftvlm.amounts import Number
+from swiftvlm.scenes.questions import LOCALIZATION, Question, ask
+from swiftvlm.scenes.words import POOLS
+from swiftvlm.scenes.world import GRID, Scene, scene
 
-VERSION = 1
-SIZE, QUICK = 500, 50
-VISUAL = GRID * GRID  # tokens of a picture
+POOL_VERSION = 1
+POOL_SIZE, QUICK_SIZE = 500, 50
+VISUAL_TOKENS = GRID * GRID  # tokens of a picture
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Item:
 
 
 @lru_cache(maxsize=16)
-def items(task: str, count: int = SIZE, pool: str = "test") -> tuple[Item, ...]:
+def items(task: str, count: int = POOL_SIZE, pool: str = "test") -> tuple[Item, ...]:
     """The first `count` questions of a task in a pool, at most one a scene; answers of `pope` alternate.
 
     Raises:
@@ -38,7 +38,7 @@ def items(task: str, count: int = SIZE, pool: str = "test") -> tuple[Item, ...]:
         # Far from the seeds that training draws, so that questions on the training pool are held out too.
         one = scene(source, seed + (2 * 10**9 if pool == "train" else 0))
         # Seeded by a text, which is hashed alike everywhere (SHA-512, not `hash`): the same questions on every machine.
-        question = ask(random.Random(f"{VERSION}:{task}:{one.seed}"), one, task)
+        question = ask(random.Random(f"{POOL_VERSION}:{task}:{one.seed}"), one, task)
         wanted = task != "pope" or (question and question.answer == ("yes", "no")[len(found) % 2])
         if question and wanted:
             found.append(Item(one, question))
@@ -60,6 +60,3 @@ def patches_covered(task: str) -> Number:
     """Mean area of an answer's box in patches of 14 x 14 pixels, in a localization task (RefCOCO: 102)."""
     boxes = [item.question.box for item in items(task)]
     return sum(box.area for box in boxes if box) / len(boxes) / 14**2
-
-
-__all__ = ["QUICK", "SIZE", "TASKS", "VERSION", "VISUAL", "Item", "chance", "items", "patches_covered"]

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from swiftvlm.mini.scenes import Scene, Thing
+from swiftvlm.scenes.world import Scene, Thing
 
 MARGIN = 9.0  # pixels by which one thing must stand beyond another to be called left of it, above it, ...
 # (axis, sign) as `beyond` takes them: 0 is x, 1 is y, which grows downwards.

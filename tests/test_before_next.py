@@ -145,11 +145,22 @@ def test_a_cut_before_and_one_inside_equal_their_slow_references(name, kv_heads)
 @pytest.mark.parametrize(("size", "patches"), SIZES.items())
 @pytest.mark.parametrize("name", METHODS)
 def test_tiles_of_llava_next_equal_the_slow_references(name, size, patches):
-    """Each tile by itself and its share of the count; newlines go first."""
+    """Each tile by itself and its share of the count; newlines go first. Alone, and beside longer rows and text."""
     model, method = tiny("llava_next", 2), METHODS[name][0]
     if name == "tome":  # a tower of one layer in front of the features halves at best
         method = replace(method, counts=(2 * patches // 3,))
-    compare(model, name, method, [make_row(model, 4, sizes=[size])])
+    rows = [make_row(model, 4, sizes=[size]), make_row(model, 7, text=11, sizes=[size]), make_row(model, 8, images=0)]
+    compare(model, name, method, rows[:1])
+    compare(model, name, method, rows)
+
+
+def test_rows_of_unlike_tiles_equal_the_slow_references():
+    """Four tiles beside two, which stand for other places and have other shares."""
+    model = tiny("llava_next", 2)
+    rows = [make_row(model, 9 + i, text=5 + 3 * i, sizes=[size]) for i, size in enumerate(SIZES)]
+    for name, (method, _) in METHODS.items():
+        if name != "tome":  # what the larger can reach leaves the smaller whole
+            compare(model, name, method, rows)
 
 
 @pytest.mark.parametrize("name", ["visionzip", "divprune", "prumerge"])

@@ -17,7 +17,6 @@ from tests.laws.cases import (
     answering,
     crossed,
     equal_rows,
-    every_pruning,
     last_slot,
     mixed_rows,
     real_tokens,
@@ -105,10 +104,9 @@ def test_the_order_of_rows_does_not_matter(method, setting):
     assert kept[0] == [stage[::-1] for stage in kept[1]]
 
 
-@every_pruning
-def test_copies_of_a_row_keep_the_same(method):
+@crossed(PRUNING, [SETTINGS[0], SETTINGS[7]])
+def test_copies_of_a_row_keep_the_same(method, setting):
     """A prompt that is in the batch twice (sampling several answers) is given one choice."""
-    setting = SETTINGS[7]
     row = make_row(setting.model, 230)
     with swiftvlm.prune(setting.model, method) as trace:
         setting.model(**batch_of(setting.model, [row, row, make_row(setting.model, 231, images=0), row]))

@@ -4,7 +4,7 @@ Laws 8 to 11 also for methods inside it that the files of these laws leave to th
 """
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -256,11 +256,18 @@ def test_a_later_turn_is_refused():
 
 
 # By turns, each method meets the first and the third, or the others: both families, both dtypes.
+class Rounded(NamedTuple):
+    """A family's model in half precision."""
+
+    family: str
+    dtype: torch.dtype
+
+
 HALVES = [
-    ("llava", torch.bfloat16),
-    ("llava", torch.float16),
-    ("llava_next", torch.float16),
-    ("llava_next", torch.bfloat16),
+    Rounded("llava", torch.bfloat16),
+    Rounded("llava", torch.float16),
+    Rounded("llava_next", torch.float16),
+    Rounded("llava_next", torch.bfloat16),
 ]
 
 

@@ -17,6 +17,7 @@ from swiftvlm.trace import Run
 from tests.laws.cases import (
     CACHED,
     LEFT,
+    PRUNING,
     RIGHT,
     SETTINGS,
     SWIFT,
@@ -163,10 +164,9 @@ def test_generate_equals_recompute(method, setting):
     torch.testing.assert_close(torch.stack(out.logits, dim=1), whole, atol=CLOSE, rtol=0)
 
 
-@every_pruning
-def test_a_replay_of_other_tokens_is_seen(method):
+@crossed(PRUNING, [SETTINGS[0], SETTINGS[7]])
+def test_a_replay_of_other_tokens_is_seen(method, setting):
     """The check above can fail: with one token swapped for another, the recompute differs."""
-    setting = SETTINGS[0]
     model, answer = setting.model, text_ids(1, STEPS)
     batch = batch_of(model, [make_row(model, 95)])
     with swiftvlm.prune(model, method) as trace:
@@ -179,9 +179,10 @@ def test_a_replay_of_other_tokens_is_seen(method):
 
 
 @every_pruning
-def test_generating_without_the_cache_is_refused(method):
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_generating_without_the_cache_is_refused(family, method):
     """Every step would choose its tokens anew: refused, with the way out."""
-    model = tiny("llava")
+    model = tiny(family)
     batch = batch_of(model, [make_row(model, 0)])
     with swiftvlm.prune(model, method), pytest.raises(UnsupportedError, match="use_cache"):
         model.generate(**batch, max_new_tokens=2, use_cache=False)

@@ -120,10 +120,10 @@ def test_a_last_token_that_is_visual_stays(method, side, family):
 
 
 @every_pruning
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_no_score_can_drop_the_last_token(method, side):
+@pytest.mark.parametrize(("family", "side"), [("llava", "left"), ("llava_next", "right")])
+def test_no_score_can_drop_the_last_token(method, family, side):
     """Even a score that ranks it last of all, at counts of one, where it is visual and padding follows."""
-    model = tiny("llava")
+    model = tiny(family)
     rows = [make_row(model, 120, text=0), make_row(model, 121, images=2, text=0)]
     batch = batch_of(model, rows, side=side, extra=2)
     one = Scored(replace(method, counts=(1,) * len(method.counts)), EarlierFirst())

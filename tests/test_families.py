@@ -29,7 +29,8 @@ def test_llava_cells_are_the_grid_in_raster_order():
     assert last.tolist() == [[0, 0, i // GRID, i % GRID] for i in range(16)]
 
 
-@pytest.mark.parametrize("size", [(40, 56), (20, 56), (56, 20), (56, 56), (28, 56)])
+# The last two are a little higher than two tiles side by side: four tiles, of which as many rows are left as of two.
+@pytest.mark.parametrize("size", [(40, 56), (20, 56), (56, 20), (56, 56), (28, 56), (30, 56), (56, 30)])
 def test_llava_next_cells_follow_the_features(size):
     """Each token's cell names the very tower feature it was made from; newline features have none.
 
@@ -41,14 +42,30 @@ def test_llava_next_cells_follow_the_features(size):
     mark = torch.stack([torch.arange(tiles).repeat_interleave(16), *_grid(tiles)], dim=1).float().view(tiles, 16, 3)
     packed, _ = model.model.pack_image_features([mark], [list(size)], "default", image_newline=torch.full((3,), -1.0))
     features = model.model.get_image_features(**features_of(model, row), return_dict=True).pooler_output[0]
-    cells = FAMILIES["llava_next"].cells(model, features)
+    seen = _encoded(model, row)
+    # Another image's tiles before these and behind them: only those of this image show what it shows.
+    others = _encoded(model, make_row(model, 4, sizes=[(40, 56)]))
+    cells = FAMILIES["llava_next"].cells(model, features, [*others, *seen, *others])
     assert cells is not None
+    high, wide = get_anyres_image_grid_shape(size, PINPOINTS, SIDE)
+    # Without having seen a tile: the same, or nothing where it might be two tiles or four.
+    alone = FAMILIES["llava_next"].cells(model, features)
+    assert (
+        alone is None
+        if size in ((56, 56), (28, 56), (30, 56), (56, 30)) and alone is None
+        else torch.equal(alone, cells)
+    )
     assert cells[:, 0].unique().tolist() == [0]
     newline = (cells[:, 1:] == -1).all(1)
     assert torch.equal(cells[~newline, 1:].float(), packed[0][~newline])
     assert (packed[0][newline] == -1).all()
-    high, wide = get_anyres_image_grid_shape(size, PINPOINTS, SIDE)
     assert int(newline.sum()) == len(packed[0][16:]) // (_unpadded_width(size, wide, high) + 1)
+
+
+def _encoded(model, row):
+    """First channels of the projected tiles of a row's image."""
+    tower = model.model.vision_tower(row.pixels[0], output_hidden_states=True).hidden_states[-2][:, 1:]
+    return list(model.model.multi_modal_projector(tower)[..., :5].detach())
 
 
 def _grid(tiles: int) -> list[torch.Tensor]:

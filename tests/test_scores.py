@@ -1,5 +1,6 @@
 """Scores on views made by hand."""
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,10 @@ from swiftvlm.methods import find_method
 from swiftvlm.methods.coordinated import Coordinated
 from swiftvlm.methods.fastv import FastV
 from swiftvlm.scores import Coordinates, View
+from swiftvlm.tokens import keep_top
+from tests.laws.before import METHODS as BEFORE
+from tests.laws.cases import PRUNING
+from tests.laws.replay import Scored
 from tests.support import batch_of, make_row, tiny
 
 
@@ -86,11 +91,71 @@ def test_any_method_may_keep_coordinates(family):
     assert kept[2][0] != kept[3][0]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Coordinates around a score, which notes what it keeps, what it should, and how many of these are coordinates."""
+
+    score: Any
+    notes: list[Any] = field(default_factory=list)
+
+    @property
+    def probe(self) -> Any:
+        """That of the score."""
+        return self.score.probe
+
+    def rate(self, view: View) -> torch.Tensor:
+        """Worked out here, not later: a view is good for as long as its stage."""
+        keep, share = torch.tensor(view.keep), 2.5 / int(view.candidates.sum(1).max())  # one or two tokens
+        rated = Coordinates(self.score, share).rate(view)
+        taken = (Coordinates(Flat(), share).rate(view) > 1) & view.candidates
+        left = keep - taken.sum(1)
+        bare = replace(view, candidates=view.candidates & ~taken, keep=tuple(left.tolist()))
+        wanted = taken | keep_top(self.score.rate(bare), bare.candidates, left)
+        self.notes.append((keep_top(rated, view.candidates, keep), wanted, taken.sum(1), left))
+        return rated
+
+
+CHOOSING = ("uniform", "dart", "topv", "greedyprune", "sparsevlm+", "drop", "vscan", "nuwa", "star", "fastv")
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("name", CHOOSING)
+def test_behind_coordinates_come_the_best_of_the_rest(family, name):
+    """What a method adds is what it would choose if there were no coordinate tokens, and so many places fewer."""
+    model, method = tiny(family), {**PRUNING, **BEFORE}[name]
+    batch = batch_of(model, [make_row(model, 40 + seed, images=1 + seed) for seed in range(2)], extra=2)
+    compared = Compared(method.stages(swiftvlm.ModelShape.of(model))[0].score)
+    with swiftvlm.prune(model, Scored(method, compared)), torch.no_grad():
+        model(**batch)
+    kept, wanted, taken, left = compared.notes[0]
+    assert (taken > 0).all()
+    assert (left > 0).all()
+    assert torch.equal(kept, wanted)
+
+
+def test_coordinates_come_first_beside_scores_of_any_size():
+    """Scores may be far beyond attention's 1, and of either sign."""
+
+    class Steep(Flat):
+        def rate(self, view: Any) -> torch.Tensor:
+            return torch.linspace(-5000.0, 5000.0, view.slot.shape[1]).expand(view.slot.shape)
+
+    model, found = tiny(), []
+    for score in (Steep(), Flat()):
+        with swiftvlm.prune(model, Scored(FastV(after=2, counts=(4,)), Coordinates(score, 0.25))) as trace:
+            model(**batch_of(model, [make_row(model, 3)]))
+        found.append(trace.kept[0][0].tolist())
+    assert found[0] == found[1]
+    assert found[0] != [16, 17, 18, 19]
+
+
 def test_coordinates_need_a_stage_inside_the_model():
     """Before the language model no token has a position; shares of nothing and of everything are refused."""
     with pytest.raises(MethodError, match="divprune has no stage inside the language model"):
         swiftvlm.prune(tiny(), Coordinated(find_method("divprune")), budget=8)
     with pytest.raises(MethodError, match=r"share is a share of the visual tokens in \(0, 1\), got 1.0"):
         Coordinated(FastV(), 1.0)
+    with pytest.raises(MethodError, match=r"takes an instance of a method, such as FastV\(\), got 'fastv'"):
+        Coordinated("fastv")  # type: ignore[arg-type]
     plan = swiftvlm.plan(Coordinated(FastV()), 192, swiftvlm.ModelShape(), 576)
     assert plan == swiftvlm.plan(FastV(), 192, swiftvlm.ModelShape(), 576)

@@ -169,6 +169,18 @@ def test_dart_adds_what_is_least_like_its_pivots(keep: int, pivots: int, kept: l
     assert dart_choice(NORMS, FEATURES, VISUAL, TEXT, keep, pivots) == kept
 
 
+def test_dart_pivots_take_turns_as_a_set_does() -> None:
+    """Of the two slots 8 and 1 the set has 8 first (the eighth of eight places is the first one), though 1 is larger.
+
+    So 8, looking along 90 degrees, takes the one to add: slot 3 (at 0) and not slot 2 (at 170), which 1 would take.
+    """
+    degrees = torch.tensor([0.0, 0.0, 170.0, 0.0, 45.0, 45.0, 45.0, 45.0, 90.0])
+    features = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=1)
+    norms = [0.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 8.0]
+    assert list({1, 8}) == [8, 1]
+    assert dart_choice(norms, features, [1, 2, 3, 4], [5, 6, 7, 8], 2, 1) == [1, 3]
+
+
 def test_dart_ties_go_to_the_lower_slot() -> None:
     """Equal keys and equal directions: the first slots are pivots, and the first of the others are added."""
     assert dart_choice([1.0] * 8, torch.ones(8, 2), [1, 2, 3, 4, 5], [6, 7], 3, 1) == [1, 2, 3]

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,8 +28,9 @@ class View:
     """What a score may look at: the sequence as it stands at a stage, bypassed tokens restored.
 
     `hidden`: states of all tokens; `slot`: each token's index in the prompt as given (-1 = filler); `present`: tokens
-    that are really there; `candidates`: the visual tokens to choose from; `query`: place of each row's last prompt
-    token; `keep`: how many candidates the plan keeps; `input_ids`: the prompt as given.
+    that are really there; `candidates`: the visual tokens that compete; `query`: place of each row's last prompt token;
+    `keep`: how many of them the score is to find; `input_ids`: the prompt as given; `reserved`: candidates that stay
+    whatever the score says, and that `keep` leaves out.
 
     Worked out only when called: `attention_logits(queries, rope)`, float32 q.k / sqrt(d) rows of the probed layer for
     the tokens at `queries`, (batch, heads, queries, tokens); `keys()`, that layer's keys, turned by positions from 0,
@@ -56,6 +57,12 @@ class View:
     start: Callable[[], Started]
     turned: Callable[[], tuple[Tensor, Tensor]]
     labels: Callable[[], Tensor]
+    reserved: Bool[Tensor, "batch tokens"] | None = None
+
+    @property
+    def open(self) -> Bool[Tensor, "batch tokens"]:
+        """The candidates to choose from."""
+        return self.candidates if self.reserved is None else self.candidates & ~self.reserved
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,9 @@ def marked(view: View, choose: Callable[[int, Tensor, int], Sequence[int] | Tens
     """1 for chosen tokens, 0 for all others: `choose(row, visual, keep)` names `keep` of the places in `visual`."""
     scores = torch.zeros(view.slot.shape, device=view.slot.device)
     for row, keep in enumerate(view.keep):
-        visual = view.candidates[row].nonzero()[:, 0]
-        if len(visual):
+        visual = view.open[row].nonzero()[:, 0]
+        # None are wanted where coordinate tokens have taken every place.
+        if len(visual) and keep:
             scores[row, choose(row, visual, min(keep, len(visual)))] = 1.0
     return scores
 
@@ -126,6 +134,8 @@ class Coordinates:
 
     RoPE's angles are almost all near 0, or all near a quarter turn, at a few positions: half of `share` of the visual
     tokens are those of the largest mean cosine, half those of the largest mean sine. The question has no say in it.
+    The other score chooses among the rest, and as many as there are places left; where coordinates alone are too many,
+    it also says which of them stay.
     """
 
     score: Score
@@ -137,14 +147,19 @@ class Coordinates:
         return self.score.probe
 
     def rate(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """The other score, plus 2 (more than any attention) on coordinate tokens."""
+        """The other score, and more than any of it on coordinate tokens."""
         # The two sets may share tokens; the places that this leaves free go to the best of the other score.
         each = (view.candidates.sum(1) * self.share / 2).round().long()
         # In float32 whatever the model's type: values near the cut are close.
         cos, sin = (part.float().mean(-1).expand(view.slot.shape) for part in view.turned())
         chosen = keep_top(cos, view.candidates, each) | keep_top(sin, view.candidates, each)
-        rated: Tensor = self.score.rate(view)
-        return rated + 2.0 * chosen
+        # Scores that choose sets must spend nothing on tokens that stay anyway.
+        left = [max(keep - taken, 0) for keep, taken in zip(view.keep, chosen.sum(1).tolist(), strict=True)]
+        rated: Tensor = self.score.rate(replace(view, keep=tuple(left), reserved=chosen))
+        # Scores have no bound of their own, as attention has: a row's spread is more than any difference in it.
+        low, high = (rated.masked_fill(~view.candidates, end) for end in (torch.inf, -torch.inf))
+        spread = (high.amax(1, keepdim=True) - low.amin(1, keepdim=True)).nan_to_num(posinf=0.0, neginf=0.0)
+        return rated + (spread + 1.0) * chosen
 
 
 @dataclass(frozen=True)

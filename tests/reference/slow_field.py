@@ -45,6 +45,7 @@ from .slow_methods import (
     _score,
 )
 from .slow_ours import ranked_count
+from .slow_plus import corrected
 
 Version = Literal["1.5", "plus", "first"]
 
@@ -139,7 +140,7 @@ def slow_sparsevlm(
     counts: per stage, (visual tokens kept, merged tokens made of the best dropped ones). Every stage drops at
     least one visual token where there are two or more, and keeps at least one.
     version: "1.5" merges and gives present slots 0..n-1 after every stage; "plus" does neither, so that its second
-    counts are ignored. Its gravity matrix and its choice of heads are left out.
+    counts are ignored, and rates by `corrected`.
         "first" merges nothing, numbers afresh, and keeps no more than `ranked_count`. Its recycling is left out.
     itself: whether a token is one of its own neighbours in the density of "1.5".
 
@@ -158,7 +159,8 @@ def slow_sparsevlm(
             row.states = run_layer(model, layer_index, row.states, row.positions, row.present)
             if layer_index + 1 in after:
                 keep, clusters = counts[after.index(layer_index + 1)]
-                scores = _rated(model, layer_index, layer_input, row, raters)
+                rate = corrected if version == "plus" else _rated
+                scores = rate(model, layer_index, layer_input, row, raters)
                 paid = _paid(model, layer_index, layer_input, row, raters)
                 most = ranked_count(paid, scale, bias) if version == "first" else len(scores) - 1
                 kept = _best(scores, max(1, min(keep, most)))
@@ -360,7 +362,8 @@ def dart_choice(
 
     norms: per slot, the size of its key. features (tokens, hidden). The `pivots` largest visual slots stay. They, then
     the `pivots` largest text slots, in turn add the visual slots left that are least like them: all pivots add equally
-    many, the first ones one more if that does not come out even.
+    many, the first ones one more if that does not come out even. Their turns come as a copy of a Python set of the
+    slots is walked through (official: `for item in list(tmp_set)`), not by size.
     """
     keep = min(keep, len(visual))
     visual_pivots = _largest(norms, visual, min(pivots, keep))
@@ -369,7 +372,10 @@ def dart_choice(
     if keep == len(kept):
         return sorted(kept)
     share, remainder = divmod(keep - len(kept), len(every_pivot))
-    for number, pivot in enumerate(every_pivot):
+    turns = set()
+    for slot in every_pivot:
+        turns.add(slot)
+    for number, pivot in enumerate(list(turns.copy())):
         left = [slot for slot in visual if slot not in kept]
         kept += _least_alike(features, pivot, left, share + 1 if number < remainder else share)
     return sorted(kept)

@@ -122,12 +122,22 @@ def _rows(
     cells: Sequence[Tensor | None],
     embeds: Float[Tensor, "batch prompt dim"],
 ) -> list[Row | None]:
-    """What becomes of every row. Copies of one prompt choose alike, and look at the tower once."""
+    """What becomes of every row. Copies of one prompt choose alike."""
     rows: list[Row | None] = []
     for index, plan in enumerate(plans):
         first = index if prompt.twin is None else int(prompt.twin[index])
-        rows.append(rows[first] if first < index else _row(watch, reduction, prompt, plan, cells[index], embeds, index))
+        own = _row(watch, reduction, prompt, plan, cells[index], embeds, index)
+        # Its own pictures even so, which a copy's only nearly are; but a rounding must not part the copies' choices.
+        rows.append(own if first == index or _alike(own, rows[first]) else rows[first])
     return rows
+
+
+def _alike(one: Row | None, other: Row | None) -> bool:
+    """Whether the same slots hold tokens that stand for the same patches."""
+    if one is None or other is None:
+        return one is other
+    pairs = ((one.into, other.into), (one.stands, other.stands), (one.labels, other.labels))
+    return one.groups == other.groups and all(torch.equal(a, b) for a, b in pairs)
 
 
 def _placed(

@@ -48,13 +48,17 @@ def past_length(cache: Any) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def cached_keys(cache: Any, index: int, length: int) -> Tensor | None:
-    """The rotated keys (batch, kv_heads, length, head_dim) a layer cached, if they are this sequence's; else None."""
+def cached_keys(cache: Any, index: int, hidden: Tensor) -> Tensor | None:
+    """The rotated keys (batch, kv_heads, tokens, head_dim) a layer cached for `hidden` (batch, tokens, dim), its input;
+
+    None where they are those of other tokens, or already elsewhere (an offloaded cache).
+    """
     # During this very prefill the layer just run has cached what its own attention read: no second projection.
     if cache is None or len(cache.layers) <= index:
         return None
     keys: Tensor | None = cache.layers[index].keys
-    return keys if keys is not None and keys.shape[-2] == length else None
+    serve = keys is not None and keys.shape[-2] == hidden.shape[1] and keys.device == hidden.device
+    return keys if serve else None
 
 
 def kv_bytes(cache: Any) -> int:

@@ -1,12 +1,21 @@
 """Refusals: ways of calling the model that pruning cannot follow, each with its way out."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftvlm.engine.cache import lengths, past_length
 from swiftvlm.errors import UnsupportedError
+
+
+def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward by name, positional ones too."""
+    bound: dict[str, Any] = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+    # A forward's **kwargs arrive as one argument of that name.
+    bound.update(bound.pop("kwargs", {}))
+    return bound
 
 
 def check_request(request: Mapping[str, Any]) -> None:
@@ -37,14 +46,18 @@ def check_prompt(request: Mapping[str, Any]) -> Tensor:
     """The prompt's ids, (batch, prompt). Raises `UnsupportedError` where only embeddings were given."""
     input_ids = request.get("input_ids")
     if not isinstance(input_ids, Tensor):
+        given = sorted(name for name, value in request.items() if value is not None)
         raise UnsupportedError(
-            f"visual tokens are found by their ids: pass input_ids, not only {', '.join(sorted(request)) or 'nothing'}"
+            f"visual tokens are found by their ids: pass input_ids, not only {', '.join(given) or 'nothing'}"
         )
     return input_ids
 
 
-def check_unknown_cache(cache: Any, has_visual: bool) -> None:
-    """Refuse a filled cache that this `prune` did not see being filled, unless it is an unpruned text turn."""
+def check_unknown_cache(cache: Any, has_visual: bool, mask: Any, new_tokens: int) -> None:
+    """Refuse a filled cache that this `prune` did not see being filled, unless it is an unpruned text turn.
+
+    `mask`: the attention mask given to the decoder, which counts all tokens there have been.
+    """
     if has_visual:
         raise UnsupportedError(
             f"an image in a later turn, on a cache that already holds {past_length(cache)} tokens, is not supported: "
@@ -55,6 +68,14 @@ def check_unknown_cache(cache: Any, has_visual: bool) -> None:
         raise UnsupportedError(
             f"this cache holds between {min(lengths(cache))} and {max(lengths(cache))} tokens a layer: it was pruned "
             "inside another prune(), or is a copy. Keep the whole conversation inside one `with`, on the same cache"
+        )
+    # Cut before the first layer, or behind the last, all layers are of one length, and shorter than what was said.
+    held = past_length(cache)
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > held + new_tokens:
+        raise UnsupportedError(
+            f"this cache holds {held} tokens, but the attention mask knows of {mask.shape[1] - new_tokens} before the "
+            f"{new_tokens} new ones: it was pruned inside another prune(), or is a copy. Keep the whole conversation "
+            "inside one `with`, on the same cache"
         )
 
 

@@ -16,6 +16,7 @@ from swiftvlm.amounts import Budget
 from swiftvlm.engine.before import shorten
 from swiftvlm.engine.cache import check_cache, check_text_config, kv_bytes, past_length
 from swiftvlm.engine.guards import (
+    arguments,
     check_continuation,
     check_later_turn,
     check_prompt,
@@ -27,7 +28,7 @@ from swiftvlm.engine.prompt import Prompt
 from swiftvlm.engine.record import recorder
 from swiftvlm.engine.selfcheck import check_itself
 from swiftvlm.engine.trim import settle, trim, trimmable
-from swiftvlm.engine.watch import TowerWatch
+from swiftvlm.engine.watch import TileMarks, TowerWatch
 from swiftvlm.errors import FamilyError, MethodError, SwiftVLMError
 from swiftvlm.families import find_family
 from swiftvlm.methods import Method, check_stages, find_method
@@ -67,6 +68,8 @@ class Handle:
         self.budget, self.preset, self.record_states = budget, preset, record_states
         reduces = self.method.reduction is not None
         self.watch = TowerWatch(self.family, self.model) if reduces else None
+        self.marks = TileMarks(self.family, self.model) if self.family.tiled else None
+        self.seeing = [one for one in (self.watch, self.marks) if one is not None]
         self.trace = Trace()
         self._hooks: list[RemovableHandle] = []
         self._request: Inputs = {}
@@ -99,7 +102,8 @@ class Handle:
             if index + 1 in self.record_states:
                 self._hooks.append(layer.register_forward_hook(self._recording(index + 1)))
         self._hooks.append(self.decoder.register_forward_hook(self._on_decoded))
-        self._hooks += self.watch.attach() if self.watch is not None else ()
+        for seeing in self.seeing:
+            self._hooks += seeing.attach()
         return self
 
     def detach(self) -> None:
@@ -109,8 +113,8 @@ class Handle:
         # `_known` stays: prompts prefilled under these hooks go on under the next ones.
         self._current, self._cache, self._request = None, None, {}
         self._slices.clear()
-        if self.watch is not None:
-            self.watch.forget()
+        for seeing in self.seeing:
+            seeing.forget()
 
     def keeping_all(self, method: Method) -> "Handle":
         """A handle on the same model that runs `method` at a budget of everything, for the self-check."""
@@ -135,7 +139,7 @@ class Handle:
 
     def _on_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
         """Seam (a), outside: what only the generation head is told (labels, logits_to_keep)."""
-        self._request = _arguments(model, args, kwargs)
+        self._request = arguments(model, args, kwargs)
         ids = self._request.get("input_ids")
         if self.trusted or not isinstance(ids, Tensor) or not bool(self.family.visual(self.model, ids).any()):
             return
@@ -145,7 +149,7 @@ class Handle:
 
     def _on_core(self, core: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> None:
         """Seam (a), inside: ids and image inputs of this forward."""
-        self._request |= _arguments(core, args, kwargs)
+        self._request |= arguments(core, args, kwargs)
 
     def _on_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
         """Seam (b): decide what this forward is, a prompt to prune, tokens behind one, or none of our business."""
@@ -168,17 +172,17 @@ class Handle:
             # A cut before layer 0 has shortened the prompt by now.
             self._columns = kwargs["inputs_embeds"].shape[1]
             return args, kwargs
-        self._continue(cache, request.get("input_ids"), embeds.shape[1])
+        self._continue(cache, request.get("input_ids"), embeds.shape[1], kwargs.get("attention_mask"))
         before = None if self._current is None else self._current.before
         return None if before is None else (args, before.to(embeds.device).later({"past_key_values": cache, **kwargs}))
 
-    def _continue(self, cache: Any, ids: Any, new_tokens: int) -> None:
+    def _continue(self, cache: Any, ids: Any, new_tokens: int, mask: Any) -> None:
         # One new token cannot be an image, and asking the device at every step would make decoding wait for it.
         asks = new_tokens > 1 and bool(self.stages) and isinstance(ids, Tensor)
         has_visual = asks and bool(self.family.visual(self.model, ids).any())
         prefill = self._known.get(cache)
         if prefill is None or has_visual:
-            check_unknown_cache(cache, has_visual)
+            check_unknown_cache(cache, has_visual, mask, new_tokens)
         # A prompt of which nothing was cut has an ordinary cache and goes on like any other.
         elif prefill.segments or prefill.before is not None:
             check_later_turn(prefill.before is not None, new_tokens)
@@ -191,12 +195,13 @@ class Handle:
         ids = check_prompt(request)
         visual = self.family.visual(self.model, ids)
         prompt = Prompt.read(ids, given.get("attention_mask"), visual, embeds)
-        if self.watch is not None and any(prompt.visual):
-            self.watch.used = True
+        for seeing in self.seeing if any(prompt.visual) else ():
+            seeing.used = True
         counted = zip(prompt.visual, prompt.text, strict=True)
         plans = tuple(self.method.plan(self.shape, seen, text, self.budget, self.preset) for seen, text in counted)
         # All visual tokens, hidden ones too: families count off whole images.
-        cells = [self.family.cells(self.model, row[mask]) for row, mask in zip(embeds, visual, strict=True)]
+        tiles = () if self.marks is None else self.marks.tiles
+        cells = [self.family.cells(self.model, row[mask], tiles) for row, mask in zip(embeds, visual, strict=True)]
         # All rows within the budget: no stage runs at all, which makes the no-op exact (law 9).
         if not any(plan.cuts for plan in plans):
             return Prefill(self.family, self.decoder, (), prompt, plans, None, cells), given
@@ -282,14 +287,6 @@ class LayerHook:
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Changed | None:
         """Seam (c)."""
         return self.handle.on_layer(self.index, args, kwargs)
-
-
-def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> Inputs:
-    """The arguments of a forward by name, positional ones too."""
-    bound: Inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
-    # A forward's **kwargs arrive as one argument of that name.
-    bound.update(bound.pop("kwargs", {}))
-    return bound
 
 
 def owner(hook: Callable[..., Any]) -> Any:

@@ -104,8 +104,9 @@ class Prefill:
     def rotate(
         self, hidden: Float[Tensor, "batch tokens dim"], positions: Float[Tensor, "batch tokens"]
     ) -> tuple[Tensor, Tensor]:
-        """cos and sin at any positions, from the model's own rotary module."""
-        return self.family.rotary(self.decoder, hidden, positions)
+        """cos and sin at any positions, from the model's own rotary module, where `hidden` is."""
+        cos, sin = self.family.rotary(self.decoder, hidden, positions)
+        return cos.to(hidden.device), sin.to(hidden.device)
 
     def remember(self, index: int, hidden: Float[Tensor, "batch tokens dim"], inputs: Inputs) -> None:
         """Keep what layer `index` is about to see, if the stage behind it scores with that layer's own map."""
@@ -160,7 +161,7 @@ class Prefill:
     def _view(self, number: int, stage: Stage, index: int, hidden: Tensor, layout: Layout, inputs: Inputs) -> View:
         def probe() -> Probe:
             if stage.score.probe == "previous" and self.probed is not None:
-                cached = cached_keys(inputs.get("past_key_values"), index - 1, hidden.shape[1])
+                cached = cached_keys(inputs.get("past_key_values"), index - 1, self.probed.hidden)
                 return replace(self.probed, keys=cached)
             return Probe(self.layers[index], hidden, self._rotary(hidden, layout, inputs))
 
@@ -176,7 +177,7 @@ class Prefill:
             keys=lambda: self._own_keys(probe(), layout).to(hidden.device),
             values=lambda: probe().values(self.family).to(hidden.device),
             entered=lambda: probe().hidden.to(hidden.device),
-            final=lambda: self.family.final_norm(self.decoder)(hidden),
+            final=lambda: self.family.final_norm(self.decoder)(hidden).to(hidden.device),
             cells=lambda: self._cells(layout),
             start=self._started,
             turned=lambda: self.rotate(hidden[..., :1].float(), self._own_positions(layout)),

@@ -9,7 +9,9 @@ from torch import Tensor
 from swiftvlm.engine.layout import Layout, whole
 from swiftvlm.errors import UnsupportedError
 
-SAME = 1e-2  # rows whose embeddings agree to this share of their largest value are copies of one prompt
+# Rows are copies of one prompt if all their tokens' embeddings agree to this share of the token's largest value: a
+# rounding or two of half precision, which two frames of a film do not stay below in float32.
+SAME, SAME_IN_FLOAT32 = 1e-2, 1e-5
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def _twins(input_ids: Tensor, attended: Tensor, embeds: Tensor) -> Int[Tensor, "
     same = ((input_ids[1:] == input_ids[:-1]) & (attended[1:] == attended[:-1])).all(1)
     if not bool(same.any()):
         return None
-    gap = (embeds[1:] - embeds[:-1]).abs().amax((1, 2))
-    same &= gap <= SAME * embeds[1:].abs().amax((1, 2))
+    gap, size = (embeds[1:] - embeds[:-1]).abs().amax(2), embeds[1:].abs().amax(2)
+    # Token by token: beside one large token, a whole picture's change would be small.
+    same &= (gap <= (SAME_IN_FLOAT32 if embeds.dtype == torch.float32 else SAME) * size).all(1)
     first = torch.arange(input_ids.shape[0], device=same.device)
     # Copies become 0, and the running maximum gives them the number of the row that their run began with.
     first[1:] = first[1:].masked_fill(same, 0)

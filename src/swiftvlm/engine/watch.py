@@ -24,6 +24,40 @@ class Tile:
     embeds: Tensor
 
 
+class TileMarks:
+    """Hooks that note the first channels of every tile's features since the last prompt, to know tiles again by."""
+
+    channels = 8
+
+    def __init__(self, family: Family, model: PreTrainedModel) -> None:
+        self.projector, self.entry = family.projector(model), family.tower_layers(model)[0]
+        self.tiles: list[Tensor] = []
+        self.used = self._fresh = False
+
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Put the hooks on."""
+        yield self.entry.register_forward_pre_hook(self._on_tower)
+        yield self.projector.register_forward_hook(self._on_projected)
+
+    def forget(self) -> None:
+        """Let go of every mark."""
+        self.tiles, self.used, self._fresh = [], False, False
+
+    def _on_tower(self, layer: nn.Module, args: Any) -> None:
+        self._fresh = True
+
+    def _on_projected(self, projector: nn.Module, args: Any, output: Tensor) -> None:
+        # A reduction projects, too, and no tower has run before that.
+        if not self._fresh:
+            return
+        # Encoded pictures may serve several prompts; new ones behind a prompt replace them.
+        if self.used:
+            self.forget()
+        # A copy: a view would hold on to all channels.
+        self.tiles += output.detach()[..., : self.channels].clone().unbind(0)
+        self._fresh = False
+
+
 class TowerWatch:
     """Hooks on a model's tower and projector. `tiles`: what they noted since the last prompt; `used`: it is through."""
 

@@ -19,7 +19,8 @@ Rotary = tuple[Tensor, Tensor]
 class Family:
     """One family of VLMs whose visual tokens run through a Llama-like decoder.
 
-    `model_types`: the `config.model_type`s it serves; `first_stage`: the fewest layers that must run before a cut.
+    `model_types`: the `config.model_type`s it serves; `first_stage`: the fewest layers that must run before a cut;
+    `tiled`: how many tiles an image became does not follow from its features alone, so `cells` must be shown `tiles`.
     Methods here fit models whose image features replace placeholder tokens and whose decoder layers own `self_attn`
     with `q_proj` and `k_proj`; a family overrides what differs. Modules are called, never their weights read: weights
     may be quantised, offloaded or carry adapters.
@@ -28,6 +29,7 @@ class Family:
     name: str = "generic"
     model_types: tuple[str, ...] = ()
     first_stage: int = 1
+    tiled: bool = False
 
     def core(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module that embeds images and calls the language model (`model.model` under a generation head)."""
@@ -67,11 +69,14 @@ class Family:
         is_visual: Tensor = input_ids == token
         return is_visual
 
-    def cells(self, model: PreTrainedModel, features: Float[Tensor, "visual dim"]) -> Int[Tensor, "visual 4"] | None:
+    def cells(
+        self, model: PreTrainedModel, features: Float[Tensor, "visual dim"], tiles: Sequence[Tensor] = ()
+    ) -> Int[Tensor, "visual 4"] | None:
         """(image, tile, row, column) of every visual token of one row of the batch; None where a family cannot say.
 
-        `features`: the row's visual tokens as the decoder receives them. -1 in tile, row and column: a token without a
-        place, such as a newline.
+        `features`: the row's visual tokens as the decoder receives them. `tiles`: first channels (patches, few) of the
+        features of every tile that was encoded, in order. -1 in tile, row and column: a token without a place, such as
+        a newline.
         """
         return None
 
@@ -152,8 +157,13 @@ class Family:
         # Qwen3 and its like normalise every head's vector; a score without it would rank differently in silence.
         norm = dict(attention.named_children()).get(f"{which}_norm")
         heads = (norm(heads) if norm is not None else heads).transpose(1, 2)
+        if rotary is None:
+            plain: Tensor = heads
+            return plain
+        # The next layer may stand on the next device (`device_map`).
+        cos, sin = (part.to(heads.device) for part in rotary)
         # transformers turns queries and keys in one call: the same vectors stand in for both.
-        turned: Tensor = heads if rotary is None else apply_rotary_pos_emb(heads, heads, *rotary)[0]
+        turned: Tensor = apply_rotary_pos_emb(heads, heads, cos, sin)[0]
         return turned
 
     def final_norm(self, decoder: PreTrainedModel) -> nn.Module:

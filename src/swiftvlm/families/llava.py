@@ -23,7 +23,9 @@ class Llava(Family):
         """CLIP's."""
         return clip_layers(self.core(model).get_submodule("vision_tower"))
 
-    def cells(self, model: PreTrainedModel, features: Float[Tensor, "visual dim"]) -> Int[Tensor, "visual 4"] | None:
+    def cells(
+        self, model: PreTrainedModel, features: Float[Tensor, "visual dim"], tiles: Sequence[Tensor] = ()
+    ) -> Int[Tensor, "visual 4"] | None:
         """Every token has a cell of its image's grid; there is one tile. None for no whole number of images."""
         vision: Any = model.config.vision_config
         side = vision.image_size // vision.patch_size

@@ -21,6 +21,7 @@ class LlavaNext(Family):
 
     name: str = "llava_next"
     model_types: tuple[str, ...] = ("llava_next",)
+    tiled: bool = True
 
     def tile_grid(self, model: PreTrainedModel, request: Mapping[str, Any], image: int) -> tuple[int, int] | None:
         """The best anyres resolution for the image, in tiles."""
@@ -34,11 +35,14 @@ class LlavaNext(Family):
         """CLIP's."""
         return clip_layers(self.core(model).get_submodule("vision_tower"))
 
-    def cells(self, model: PreTrainedModel, features: Float[Tensor, "visual dim"]) -> Int[Tensor, "visual 4"] | None:
+    def cells(
+        self, model: PreTrainedModel, features: Float[Tensor, "visual dim"], tiles: Sequence[Tensor] = ()
+    ) -> Int[Tensor, "visual 4"] | None:
         """Tile 0 is the thumbnail, tiles 1.. the anyres tiles in raster order, cells local to the tile.
 
-        Read off the newline features, which end every row of patches: generate encodes images before the prefill, so
-        image sizes do not reach it. None where the features do not fall into such images.
+        Rows are read off the newline features, which end every row of patches: generate encodes images before the
+        prefill, so image sizes do not reach it. Where several grids of tiles leave as many rows, `tiles` decides. None
+        where the features do not fall into such images, or are of no tile that was seen.
         """
         core: Any = self.core(model)
         vision: Any = model.config.vision_config
@@ -50,17 +54,21 @@ class LlavaNext(Family):
         while start < len(features):
             # The thumbnail comes first and has no newlines.
             rows, columns = _extent(newline[start + side * side :])
-            grid = self._grid(model, rows, columns, side)
-            if grid is None:
+            grids = self._grids(model, rows, columns, side)
+            fitting = [_image_cells(len(images), grid, rows, columns, side) for grid in grids]
+            shown = [cells for cells in fitting if _shows(cells, features[start:], tiles, side)]
+            # Encoded elsewhere: only a grid that the image fills to the edge may be mistaken for a larger one.
+            found = shown or (fitting if _certain(grids, rows, columns, side) else [])
+            if not found:
                 return None
-            images.append(_image_cells(len(images), grid, rows, columns, side))
+            images.append(found[0])
             start += len(images[-1])
         return torch.cat([torch.zeros(0, 4, dtype=torch.long), *images]) if start == len(features) else None
 
-    def _grid(self, model: PreTrainedModel, rows: int, columns: int, side: int) -> tuple[int, int] | None:
-        """The smallest resolution, in tiles, that `rows` x `columns` patches can be the unpadded middle of.
+    def _grids(self, model: PreTrainedModel, rows: int, columns: int, side: int) -> list[tuple[int, int]]:
+        """The resolutions, in tiles, that `rows` x `columns` patches can be the unpadded middle of; the smallest first.
 
-        transformers picks the least wasteful one too, and unpads one axis only, evenly on both sides.
+        One axis is unpadded only, evenly on both sides.
         """
         config: Any = model.config
         edge = config.vision_config.image_size
@@ -70,7 +78,31 @@ class LlavaNext(Family):
             for high, wide in grids
             if (high * side == rows and wide * side >= columns) or (wide * side == columns and high * side >= rows)
         ]
-        return min(fitting, key=lambda grid: grid[0] * grid[1], default=None) if rows else None
+        return sorted(fitting, key=lambda grid: grid[0] * grid[1]) if rows else []
+
+
+def _certain(grids: Sequence[tuple[int, int]], rows: int, columns: int, side: int) -> bool:
+    """Whether the first of these grids is the image's, by its rows and columns alone.
+
+    Padding makes a larger grid wasteful, so the smallest is taken, unless the image is a little less oblong than that
+    grid: then it lies in the middle of a larger one, and rounding may leave it as many rows as would fill the smaller.
+    """
+    sizes = [high * wide for high, wide in grids]
+    full = bool(grids) and (grids[0][0] * side, grids[0][1] * side) == (rows, columns)
+    return len(grids) == 1 or (len(grids) > 1 and not full and sizes[0] < sizes[1])
+
+
+def _shows(cells: Tensor, features: Tensor, tiles: Sequence[Tensor], side: int) -> bool:
+    """Whether an image with these cells (visual, 4) shows tiles that were encoded one behind the other."""
+    count = int(cells[:, 1].max()) + 1
+    placed = (cells[:, 2] >= 0).nonzero()[:, 0]
+    if len(tiles) < count or len(features) < len(cells):
+        return False
+    known = torch.stack(list(tiles)).to(features)
+    tile, patch = cells[placed, 1], cells[placed, 2] * side + cells[placed, 3]
+    own = features[placed, : known.shape[2]]
+    # Bit for bit: the model puts these very features into the prompt, cast to its type.
+    return any(torch.equal(known[first + tile, patch], own) for first in range(len(tiles) - count + 1))
 
 
 def _extent(newline: Tensor) -> tuple[int, int]:

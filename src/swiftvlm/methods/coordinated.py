@@ -31,6 +31,8 @@ class Coordinated(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.method, Method):
+            raise MethodError(f"Coordinated takes an instance of a method, such as FastV(), got {self.method!r}")
         if not 0.0 < self.share < 1.0:
             raise MethodError(f"share is a share of the visual tokens in (0, 1), got {self.share}")
 

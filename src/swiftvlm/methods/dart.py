@@ -15,19 +15,18 @@ from swiftvlm.stage import Stage
 class Dart(Method):
     """DART (Wen et al., EMNLP 2025, arXiv:2502.11494): duplication matters more than importance.
 
-    Second-hand: its description and a third-party implementation, not the official code, were read. Behind layer
-    `after`, the `pivots` visual and as many text tokens with the largest keys (L1, behind RoPE) each add the visual
-    tokens that are least like them (cosine of the states behind the model's last norm). Original positions.
+    Behind layer `after`, the `pivots` visual and as many text tokens with the largest keys (L1, behind RoPE) each add
+    the visual tokens that are least like them (cosine of the states behind the model's last norm). Original positions.
 
-    Two things the official code leaves to chance are fixed: pivots take their turns by size, visual ones first, and
-    counts that do not come out even go to the first pivots, so that a budget is met exactly. Preset "128" keeps 132
-    behind layer 2, which is 159.75 on average: its authors count what is kept.
+    Pivots take their turns as a Python set of their positions yields them, as in the official code. That one rounds
+    down to as many tokens for every pivot; here the first pivots add the rest, so that a budget is met exactly. Preset
+    "128" keeps 132 behind layer 2, which is 159.75 on average: its authors count what is kept.
     """
 
     name: ClassVar[str] = "dart"
     summary: ClassVar[str] = "what is least like a few pivots"
     paper: ClassVar[str] = "arXiv:2502.11494"
-    source: ClassVar[str] = "second-hand: a description and other people's code"
+    source: ClassVar[str] = "official code; counts to the last token"
     # 4 visual pivots themselves, and 128 // 8 tokens for each of the 8 pivots, 4 of them text.
     presets: ClassVar[Mapping[str, Preset]] = {"128": Preset((2,), ((132, 0),))}
 

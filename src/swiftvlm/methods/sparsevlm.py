@@ -8,7 +8,7 @@ from swiftvlm.budget import Slot, refuse
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut, Plan
-from swiftvlm.ratings.raters import RankOfAttention, Raters
+from swiftvlm.ratings.raters import Corrected, RankOfAttention, Raters
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Drop, Measure, Merge, Positions, Stage
 
@@ -35,9 +35,10 @@ class SparseVLM(Method):
 
     - `after`: layers run before each cut; None: 3, 7, 16 of 32 as fractions of the depth.
     - `counts`: tokens kept at each cut, before recycling. A budget counts the merged tokens, too.
-    - `version`: "1.5"; "plus" (v2: no recycling, original positions; its gravity matrix and its choice of 14 heads
-      are left out); "first" (the first release: four cuts, each no larger than `scale` x the rank of the raters'
-      attention + `bias`; the planned counts are bounds; its recycling, whose counts follow the rank, is left out).
+    - `version`: "1.5"; "plus" (v2: no recycling, original positions, attention divided by what RoPE alone would give,
+      14 of 32 heads as a share of the model's); "first" (the first release: four cuts, each no larger than `scale` x
+      the rank of the raters' attention + `bias`; the planned counts are bounds; its recycling, whose counts follow the
+      rank, is left out).
 
     The official tables count a layer by its *output*, so that a published "192" computes 206.5 tokens a layer: preset
     "192" is that table, `budget=192` keeps the promise of 192.
@@ -79,7 +80,8 @@ class SparseVLM(Method):
         rest = Merge(anchors="peaks", place="behind", recycled=0.3) if recycles else Drop()
         measure: Measure | None = RankOfAttention(self.scale, self.bias) if first else None
         positions: Positions = "original" if self.version == "plus" else "renumbered"
-        return tuple(Stage(after, Raters(), rest, positions, measure) for after in depths)
+        score = Corrected() if self.version == "plus" else Raters()
+        return tuple(Stage(after, score, rest, positions, measure) for after in depths)
 
     def _stated(self, slots: Sequence[Slot], cuts: tuple[Cut, ...], visual: int) -> tuple[Cut, ...]:
         """How many are kept says how many are recycled."""
@@ -97,7 +99,7 @@ class SparseVLMPlus(SparseVLM):
 
     name: ClassVar[str] = "sparsevlm+"
     summary: ClassVar[str] = "rated by the text it is about; nothing merged"
-    source: ClassVar[str] = "official code, v2; no gravity matrix, all heads"
+    source: ClassVar[str] = "official code, v2; 14 of 32 heads as a share"
     presets: ClassVar[Mapping[str, Preset]] = PLUS_PRESETS
 
     version: Version = "plus"

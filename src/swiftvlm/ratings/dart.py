@@ -15,7 +15,8 @@ class Dissimilar:
     """What is least like a few pivots, the tokens of the largest keys (DART). Attention is not looked at.
 
     `pivots`: as many visual and as many text tokens behind the image. Each pivot in turn adds its share of the visual
-    tokens still left, those of the lowest cosine to it.
+    tokens still left, those of the lowest cosine to it; their turns come in the order in which the official code's
+    Python set of their positions yields them.
     """
 
     pivots: int
@@ -30,20 +31,32 @@ class Dissimilar:
 
         def choose(row: int, visual: Tensor, keep: int) -> list[int]:
             text = behind(view.present[row], visual, view.query[row])
-            return self._chosen(sizes[row], units[row], visual, text, keep)
+            # Counted from the row's own first token: padding must not change whose turn it is.
+            position = view.present[row].cumsum(0) - 1
+            return self._chosen(sizes[row], units[row], position, visual, text, keep)
 
         return marked(view, choose)
 
-    def _chosen(self, sizes: Tensor, units: Tensor, visual: Tensor, text: Tensor, keep: int) -> list[int]:
+    def _chosen(
+        self, sizes: Tensor, units: Tensor, position: Tensor, visual: Tensor, text: Tensor, keep: int
+    ) -> list[int]:
         """Places of `keep` visual tokens."""
         kept = _first(-sizes, visual, min(self.pivots, keep))
         # Text pivots only point at visual tokens: text stays anyway, and does not count.
-        pivots = kept + _first(-sizes, text, self.pivots)
+        pivots = _as_a_set(kept + _first(-sizes, text, self.pivots), position)
         share, more = divmod(keep - len(kept), len(pivots))
         for number, pivot in enumerate(pivots):
             left = visual[~torch.isin(visual, torch.tensor(kept, device=visual.device))]
             kept = kept + _first(units @ units[pivot], left, share + (number < more))
         return kept
+
+
+def _as_a_set(pivots: list[int], position: Tensor) -> list[int]:
+    """These places in the order of a set of their positions: by the last bits of the number, in CPython."""
+    numbers: list[int] = position[pivots].tolist()
+    at = dict(zip(numbers, pivots, strict=True))
+    # From a list, and copied, as the official code does: a set made of a dict, or the first set, may differ in order.
+    return [at[number] for number in set(numbers).copy()]
 
 
 def _first(values: Tensor, among: Tensor, count: int) -> list[int]:

@@ -36,9 +36,9 @@ class Quotas:
         small, labels = SmallKeys().rate(view), view.labels()
         scores = torch.where(labels < 0, 0.5, 0.0)
         for row, keep in enumerate(view.keep):
-            clustered = (view.candidates[row] & (labels[row] >= 0)).nonzero()[:, 0]
+            clustered = (view.open[row] & (labels[row] >= 0)).nonzero()[:, 0]
             # One of each cluster is what the others become.
-            room = torch.bincount(labels[row][clustered]) - 1
+            room = (torch.bincount(labels[row][clustered]) - 1).clamp(min=0)
             # (labels, clustered). A matmul, not weighted counts: atomics would sum in another order on every run.
             named = torch.arange(len(room), device=labels.device)[:, None] == labels[row][clustered]
             sizes = named.double() @ -small[row][clustered].double()

@@ -1,18 +1,21 @@
 """Laws 4 and 5 for methods before the language model: decoding is the recompute, and what the layers are given."""
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import swiftvlm
+from swiftvlm.errors import UnsupportedError
 from swiftvlm.methods.base import Method
 from swiftvlm.methods.cdpruner import CDPruner
 from swiftvlm.stage import Stage
 from swiftvlm.tower import Seen
 from swiftvlm.trace import Run
-from tests.laws.before import FOUR, METHODS
+from tests.laws.before import EVERY, FOUR, METHODS, both, every
 from tests.laws.cases import (
     LEFT,
     RIGHT,
@@ -33,7 +36,7 @@ from tests.laws.cases import (
     with_answer,
 )
 from tests.laws.replay import Recorded, Scored
-from tests.support import LAYERS, batch_of, make_row
+from tests.support import LAYERS, PATCH, batch_of, make_row, tiny
 
 CLOSE, STEPS = 1e-5, 3
 
@@ -169,3 +172,37 @@ def test_a_last_token_that_is_visual_stays(method, setting):
     model, sizes = setting.model, [(20, 56)] * 2
     rows = [make_row(model, 110 + n, images=n, text=text, sizes=sizes) for n, text in ((1, 0), (2, 0), (1, 5))]
     check_given(model, method, batch_of(model, rows, side=setting.side))
+
+
+@pytest.mark.parametrize("name", ["ivcprune", "divprune", "tome", "visionzip"])
+@both
+def test_a_level_cache_from_elsewhere_is_refused(family, name):
+    """Cut before the first layer, or behind the last, all layers are equally short: the mask gives them away."""
+    model, method = tiny(family), EVERY[name]
+    batch = batch_of(model, [make_row(model, 70)])
+    with swiftvlm.prune(model, method):
+        cache = model(**batch).past_key_values
+        longer = with_answer(batch, text_ids(1, 1))["attention_mask"]
+        with pytest.raises(UnsupportedError, match=r"but the attention mask knows of .* is a copy"):
+            model(input_ids=text_ids(1, 1), past_key_values=deepcopy(cache), attention_mask=longer)
+    with swiftvlm.prune(model, "fastv"), pytest.raises(UnsupportedError, match=r"pruned inside another prune\(\)"):
+        model(input_ids=text_ids(1, 1), past_key_values=cache, attention_mask=longer)
+    with swiftvlm.prune(model, "fastv"):  # an ordinary cache is none of its business
+        plain = tiny(family)(**batch_of(model, [make_row(model, 71, images=0)])).past_key_values
+        model(input_ids=text_ids(1, 1), past_key_values=plain)
+
+
+@every
+@both
+def test_two_frames_of_a_film_are_two_pictures(family, method):
+    """Neighbours with one question and nearly the same picture: each is answered from its own, as when alone."""
+    model = tiny(family)
+    one = make_row(model, 72)
+    pixels = one.pixels[0].clone()
+    pixels[..., :PATCH, :PATCH] += 0.01
+    rows = [one, replace(one, pixels=[pixels])]
+    with swiftvlm.prune(model, method), torch.no_grad():
+        together = model(**batch_of(model, rows)).logits[:, -1]
+        alone = [model(**batch_of(model, [row])).logits[0, -1] for row in rows]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=0)
+    assert not torch.equal(together[0], together[1])

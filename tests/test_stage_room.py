@@ -96,9 +96,9 @@ class MeasureAboveMean:
     """As many tokens as score above the row's mean."""
 
     def __call__(self, view, scores):
-        """One count a row."""
+        """One count a row, nothing merged."""
         self.last = [int((s[c] > s[c].mean()).sum()) for s, c in zip(scores, view.candidates, strict=True)]
-        return self.last
+        return [(count, 0) for count in self.last]
 
 
 def test_text_raters_see_any_query_rows():

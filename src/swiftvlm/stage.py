@@ -21,10 +21,10 @@ class Score(Protocol):
 
 @runtime_checkable
 class Measure(Protocol):
-    """Counts that depend on the image: decides after scoring how many tokens each row keeps."""
+    """Counts that depend on the image: decides after scoring how many tokens each row keeps, and merges."""
 
-    def __call__(self, view: Any, scores: Any) -> Sequence[int]:
-        """One count a row, at least 1 where the row has candidates and never more than its plan's count."""
+    def __call__(self, view: Any, scores: Any) -> Sequence[tuple[int, int]]:
+        """(kept, merged) of each row: of the first at least 1 and never more than planned (`view.keep`) is taken."""
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from torch import Tensor
 import swiftvlm
 from swiftvlm.methods.base import Method
 from tests.laws.cases import (
+    MEASURED,
     METHODS,
     PRUNING,
     SETTINGS,
@@ -72,7 +73,7 @@ def compare_choices(trace: swiftvlm.Trace, own: swiftvlm.Trace, row: int, offset
     assert groups == ([stage[0].tolist() for stage in own.groups] or [[]] * len(groups))
 
 
-@crossed(METHODS, SETTINGS)
+@crossed(METHODS | MEASURED, SETTINGS)
 def test_a_batch_is_its_rows_alone(method, setting):
     """One, two and no image, unequal counts and lengths, both sides of padding; on the left with an answer behind."""
     check_batch(setting, method, mixed_rows(setting.model, seed=200), steps=2 if setting.side == "left" else 0)

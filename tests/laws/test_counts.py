@@ -22,6 +22,7 @@ from swiftvlm.stage import Stage
 from tests.laws.cases import (
     CACHED,
     LEFT,
+    MEASURED,
     METHODS,
     SETTINGS,
     TRIMMING,
@@ -181,3 +182,23 @@ def test_a_trimmed_cache_is_as_short_in_every_layer(method, setting):
     real = [trace.text[row] + counts[-1] for row, counts in enumerate(trace.per_row)]
     for look in looks[LAYERS : 2 * LAYERS]:
         assert [look.keys_seen(row, 0) for row in range(4)] == [count + 1 for count in real]
+
+
+@crossed(MEASURED, SETTINGS)
+def test_a_plan_is_a_bound_where_the_image_decides(method, setting):
+    """Law 3 for measured counts: no layer holds more than planned, and the cache is what the trace says."""
+    batch = mixed_batch(setting, seed=60)
+    with swiftvlm.prune(setting.model, method) as trace:
+        out = setting.model(**batch)
+    shape = ModelShape.of(setting.model)
+    bounds = [swiftvlm.plan(method, None, shape, seen).tokens_per_layer for seen in trace.visual]
+    for row, bound in zip(trace.per_row, bounds, strict=True):
+        assert all(held <= most for held, most in zip(row, bound, strict=True))
+    text = [int(real) - seen for real, seen in zip(batch["attention_mask"].sum(1), trace.visual, strict=True)]
+    for layer, cached in enumerate(out.past_key_values.layers):
+        longest = max(row[layer] + other for row, other in zip(trace.per_row, text, strict=True))
+        assert cached.keys.shape[-2] == longest
+    # Without counts nothing bounds them: what the rank asks for is more than the plan had allowed.
+    with swiftvlm.prune(setting.model, replace(method, counts=None, scale=9.0)) as unbound:
+        setting.model(**batch)
+    assert max(len(row) for row in unbound.kept[0]) > method.counts[0]

@@ -44,7 +44,7 @@ from .slow_methods import (
     _renumber,
     _score,
 )
-from .slow_ours import ranked_count
+from .slow_ours import cluster_count, ranked_count
 from .slow_plus import corrected
 
 Version = Literal["1.5", "plus", "first"]
@@ -141,7 +141,8 @@ def slow_sparsevlm(
     least one visual token where there are two or more, and keeps at least one.
     version: "1.5" merges and gives present slots 0..n-1 after every stage; "plus" does neither, so that its second
     counts are ignored, and rates by `corrected`.
-        "first" merges nothing, numbers afresh, and keeps no more than `ranked_count`. Its recycling is left out.
+        "first" is "1.5", but keeps no more than `ranked_count`, and makes as many merged tokens as `cluster_count`
+        says of what that drops; the second counts are ignored.
     itself: whether a token is one of its own neighbours in the density of "1.5".
 
     After a stage of "1.5" the visible slots are the kept ones (result.kept) and the clusters' centres
@@ -165,7 +166,9 @@ def slow_sparsevlm(
                 most = ranked_count(paid, scale, bias) if version == "first" else len(scores) - 1
                 kept = _best(scores, max(1, min(keep, most)))
                 groups: list[Group] = []
-                if version == "1.5":
+                if version == "first":
+                    clusters = cluster_count(len(scores) - len(kept))
+                if version != "plus" and clusters:
                     groups = _make_clusters(row.states, recycled_slots(scores, kept), clusters, itself)
                 row.states = merged_last(row.states, kept, groups)
                 _keep_only(row, sorted(kept + [group.anchor for group in groups]))

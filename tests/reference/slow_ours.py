@@ -4,6 +4,8 @@ No model is needed: slots are indexes into a row's input_ids, and lists of slots
 wins.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -100,6 +102,14 @@ def tapered_totals(visual: int, layers: int, after: tuple[int, ...], average: fl
 def ranked_count(paid: list[dict[int, float]], scale: float, bias: float) -> int:
     """int(rank * scale + bias), at least 1: the rank of the matrix of what every rater pays to every candidate."""
     return max(1, int(rank_of([list(one.values()) for one in paid]) * scale + bias))
+
+
+def cluster_count(dropped: int) -> int:
+    """Of three in ten of the dropped tokens and one more, a tenth and one more; none where nothing was dropped."""
+    if dropped == 0:
+        return 0
+    taken = math.floor(0.3 * dropped) + 1
+    return taken // 10 + 1
 
 
 def rank_of(rows: list[list[float]]) -> int:

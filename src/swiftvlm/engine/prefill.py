@@ -129,7 +129,7 @@ class Prefill:
         # Copies of one prompt (beams) must choose alike: their caches will be shuffled among each other.
         scores = scores if self.prompt.twin is None else scores[self.prompt.twin.to(scores.device)]
         if stage.measure is not None:
-            self._measure(number, list(stage.measure(view, scores)))
+            self._measure(number, list(stage.measure(view, scores)), layout.candidates.sum(1).tolist())
         choice = self._choose(number, stage, hidden, layout, scores)
         hidden = self._apply(number, stage, choice, hidden, flat)
         # The trace needs indexes only; states would hold on to the whole prompt.
@@ -148,13 +148,14 @@ class Prefill:
         cuts = zip(self.plans, whole, strict=True)
         return tuple(plan.cuts[number].__dict__[field] if plan.cuts else all_ for plan, all_ in cuts)
 
-    def _measure(self, number: int, kept: list[int]) -> None:
-        """Replace planned counts by measured ones, within the plan's bound."""
+    def _measure(self, number: int, found: list[tuple[int, int]], left: list[int]) -> None:
+        """Replace planned counts by measured ones, within the plan's bound and what an earlier stage has `left`."""
         changed = []
-        for plan, count in zip(self.plans, kept, strict=True):
+        for plan, (count, merged), there in zip(self.plans, found, left, strict=True):
             cuts = list(plan.cuts)
             if cuts:
-                cuts[number] = replace(cuts[number], kept=max(min(count, cuts[number].kept), 1))
+                kept = max(min(count, cuts[number].kept, there), 1)
+                cuts[number] = replace(cuts[number], kept=kept, merged=min(merged, there - kept))
             changed.append(replace(plan, cuts=tuple(cuts)))
         self.plans = tuple(changed)
 

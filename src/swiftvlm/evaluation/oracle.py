@@ -36,9 +36,9 @@ class Told:
             scores[row, visual[list(places)]] = 1.0
         return scores
 
-    def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
-        """As many tokens of each row as were told; `scores` (batch, tokens) do not matter."""
-        return [len(places) for places in self.places]
+    def __call__(self, view: View, scores: Tensor) -> Sequence[tuple[int, int]]:
+        """As many tokens of each row as were told, none merged; `scores` (batch, tokens) do not matter."""
+        return [(len(places), 0) for places in self.places]
 
 
 @dataclass(frozen=True)

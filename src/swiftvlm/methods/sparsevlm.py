@@ -8,7 +8,7 @@ from swiftvlm.budget import Slot, refuse
 from swiftvlm.errors import MethodError
 from swiftvlm.methods.base import Method, Preset, at_depth
 from swiftvlm.plans import Cut, Plan
-from swiftvlm.ratings.raters import Corrected, RankOfAttention, Raters
+from swiftvlm.ratings.raters import Corrected, RankOfAttention, Raters, recycled
 from swiftvlm.shape import ModelShape
 from swiftvlm.stage import Drop, Measure, Merge, Positions, Stage
 
@@ -22,6 +22,8 @@ PLUS_PRESETS: Mapping[str, Preset] = {
     "96": Preset(AFTER, ((246, 0), (54, 0), (28, 0))),
     "64": Preset(AFTER, ((66, 0), (34, 0), (20, 0))),
 }
+# No bound but what is there: the image decides.
+FIRST_PRESETS: Mapping[str, Preset] = {"adaptive": Preset(FIRST_AFTER, ((576, 0),) * 4)}
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class SparseVLM(Method):
     - `after`: layers run before each cut; None: 3, 7, 16 of 32 as fractions of the depth.
     - `counts`: tokens kept at each cut, before recycling. A budget counts the merged tokens, too.
     - `version`: "1.5"; "plus" (v2: no recycling, original positions, attention divided by what RoPE alone would give,
-      14 of 32 heads as a share of the model's); "first" (the first release: four cuts, each no larger than `scale` x
-      the rank of the raters' attention + `bias`; the planned counts are bounds; its recycling, whose counts follow the
-      rank, is left out).
+      14 of 32 heads as a share of the model's); "first" (the first release: four cuts, each of `scale` x the rank of
+      the raters' attention + `bias` tokens, and recycling as in v1.5; planned counts are bounds, and without any, as
+      officially, there are none: preset "adaptive").
 
     The official tables count a layer by its *output*, so that a published "192" computes 206.5 tokens a layer: preset
     "192" is that table, `budget=192` keeps the promise of 192.
@@ -71,11 +73,11 @@ class SparseVLM(Method):
 
     def settings(self) -> Mapping[str, Preset]:
         """Those of the version."""
-        return PLUS_PRESETS if self.version == "plus" else self.presets
+        return {"1.5": self.presets, "plus": PLUS_PRESETS, "first": FIRST_PRESETS}[self.version]
 
     def stages(self, shape: ModelShape) -> tuple[Stage, ...]:
         """One stage a cut."""
-        first, recycles = self.version == "first", self.version == "1.5"
+        first, recycles = self.version == "first", self.version != "plus"
         depths = self.after or at_depth(FIRST_AFTER if first else AFTER, shape.layers)
         rest = Merge(anchors="peaks", place="behind", recycled=0.3) if recycles else Drop()
         measure: Measure | None = RankOfAttention(self.scale, self.bias) if first else None
@@ -85,10 +87,10 @@ class SparseVLM(Method):
 
     def _stated(self, slots: Sequence[Slot], cuts: tuple[Cut, ...], visual: int) -> tuple[Cut, ...]:
         """How many are kept says how many are recycled."""
-        return _recycled(slots, [cut.kept for cut in cuts], visual) if self.version == "1.5" else cuts
+        return _recycled(slots, [cut.kept for cut in cuts], visual) if self.version != "plus" else cuts
 
     def _solve(self, slots: Sequence[Slot], layers: int, visual: int, average: float) -> tuple[Cut, ...]:
-        if self.version == "1.5":
+        if self.version != "plus":
             return _solved(slots, layers, visual, average)
         return super()._solve(slots, layers, visual, average)
 
@@ -114,7 +116,7 @@ def _recycled(slots: Sequence[Slot], kept: Sequence[int], visual: int) -> tuple[
         # Officially min(wanted, available - 1): here a count that keeps everything drops and merges nothing.
         count = min(wanted, available)
         dropped = available - count
-        cuts.append(Cut(slot.after, count, int((int(0.3 * dropped) + 1) / 10) + 1 if dropped else 0))
+        cuts.append(Cut(slot.after, count, recycled(dropped)))
     return tuple(cuts)
 
 

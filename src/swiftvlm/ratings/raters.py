@@ -112,15 +112,28 @@ class AllText(Raters):
 
 @dataclass(frozen=True)
 class RankOfAttention:
-    """The first release's count: the rank of the raters' attention to the visual tokens, scaled (int(rank * s + b))."""
+    """The first release's counts: the rank of the raters' attention to the visual tokens, scaled (int(rank * s + b)),
+
+    and the merged tokens that come of what this drops.
+    """
 
     scale: float
     bias: float
 
-    def __call__(self, view: View, scores: Tensor) -> Sequence[int]:
-        """One count a row, at least 1; `scores` (batch, tokens) do not matter."""
+    def __call__(self, view: View, scores: Tensor) -> Sequence[tuple[int, int]]:
+        """(kept, merged) of each row, no more than planned; `scores` (batch, tokens) do not matter."""
         # Not from the scores, which are its mean over raters. What fills up the table would widen the tolerance.
         table, real = Raters().table(view)
         rows = zip(table, real, view.candidates, strict=True)
         ranks = [int(torch.linalg.matrix_rank(row[raters][:, visual])) for row, raters, visual in rows]
-        return [max(int(rank * self.scale + self.bias), 1) for rank in ranks]
+        # Merged tokens follow from what is kept in the end: within the plan's bound.
+        wanted = [max(int(rank * self.scale + self.bias), 1) for rank in ranks]
+        # Earlier cuts may have kept less than was planned for this one.
+        there = view.candidates.sum(1).tolist()
+        counts = [min(bounds) for bounds in zip(wanted, view.keep, there, strict=True)]
+        return [(count, recycled(seen - count)) for count, seen in zip(counts, there, strict=True)]
+
+
+def recycled(dropped: int) -> int:
+    """Merged tokens that come of so many dropped ones: the best 30% and one more, a cluster for every ten."""
+    return int((int(0.3 * dropped) + 1) / 10) + 1 if dropped > 0 else 0

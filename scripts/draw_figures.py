@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 
-from swiftvlm.figures.schematic import draw_schematic
+from swiftvlm.figures import draw_schematic
 
 
 def main() -> None:

@@ -19,13 +19,11 @@ import transformers
 import swiftvlm
 from swiftvlm.cli.parse import read_method
 from swiftvlm.errors import SwiftVLMError
-from swiftvlm.evaluation.run import fingerprint
-from swiftvlm.evaluation.tasks import Sample
-from swiftvlm.inputs.prompts import build_prompt
-from swiftvlm.methods.base import Method
-from swiftvlm.mini import load_mini
-from swiftvlm.mini.tasks import embedded_task
-from swiftvlm.scenes import pool
+from swiftvlm.evaluation import Sample, fingerprint
+from swiftvlm.inputs import build_prompt
+from swiftvlm.methods import Method
+from swiftvlm.mini import embedded_task, load_mini
+from swiftvlm.scenes import VISUAL_TOKENS
 
 WITH_TARGETS = ("ref", "ref+", "refg", "text")
 
@@ -74,7 +72,7 @@ def kept(model: Any, processor: Any, method: Method, budget: int, sample: Sample
     first = int((inputs["input_ids"][0] == processor.image_token_id).nonzero()[0, 0])
     with swiftvlm.prune(model, method, budget=budget) as trace:
         model(**inputs)
-    every: Sequence[int] = range(pool.VISUAL_TOKENS)
+    every: Sequence[int] = range(VISUAL_TOKENS)
     left = {place - first for place in trace.kept[-1][0].tolist()} if trace.kept else set(every)
     answer, shown = set(sample.target), set(sample.shown)
     sides = {"answer": answer, "shown": shown, "ground": set(every) - shown}

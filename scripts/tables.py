@@ -20,8 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from swiftvlm.evaluation.scorers import paired
-from swiftvlm.evaluation.summary import VANILLA, summarize
+from swiftvlm.evaluation import VANILLA, paired, summarize
 
 SIDES = (("ref", "ref+", "refg"), ("text", "gqa", "pope"))
 TWO_SIDED = 1.96  # standard errors of a 95% interval

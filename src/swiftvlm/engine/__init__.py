@@ -8,6 +8,8 @@ from swiftvlm.amounts import Budget
 from swiftvlm.engine.handle import Handle
 from swiftvlm.methods import Method
 
+__all__ = ["prune"]
+
 
 def prune(
     model: nn.Module,

@@ -3,7 +3,7 @@
 from swiftvlm.evaluation.journal import Journal, Row
 from swiftvlm.evaluation.oracle import ORACLE, Listed
 from swiftvlm.evaluation.run import Cell, Evaluation, fingerprint
-from swiftvlm.evaluation.scorers import mean, score
+from swiftvlm.evaluation.scorers import mean, paired, score
 from swiftvlm.evaluation.summary import VANILLA, summarize
 from swiftvlm.evaluation.tables import table
 from swiftvlm.evaluation.tasks import Sample, Task
@@ -21,6 +21,7 @@ __all__ = [
     "Task",
     "fingerprint",
     "mean",
+    "paired",
     "score",
     "summarize",
     "table",

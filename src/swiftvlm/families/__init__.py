@@ -8,9 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from swiftvlm.errors import FamilyError
-from swiftvlm.families.base import Family as Family
+from swiftvlm.families.base import Family
 from swiftvlm.families.llava import Llava
 from swiftvlm.families.llava_next import LlavaNext
+
+__all__ = ["FAMILIES", "Family", "find_family"]
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (Llava(), LlavaNext())})
 

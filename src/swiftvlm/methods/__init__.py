@@ -7,39 +7,73 @@ from types import MappingProxyType
 
 from swiftvlm.amounts import Budget, Number
 from swiftvlm.errors import BudgetError, MethodError
-from swiftvlm.methods.base import Method as Method
-from swiftvlm.methods.base import check_stages as check_stages
-from swiftvlm.methods.cdpruner import CDPruner as CDPruner
-from swiftvlm.methods.coordinated import Coordinated as Coordinated
+from swiftvlm.methods.base import Method, check_stages
+from swiftvlm.methods.cdpruner import CDPruner
+from swiftvlm.methods.coordinated import Coordinated
 from swiftvlm.methods.dart import Dart
 from swiftvlm.methods.divprune import DivPrune
-from swiftvlm.methods.fastv import FastV, UniformTokens
-from swiftvlm.methods.fastv import RandomTokens as RandomTokens
-from swiftvlm.methods.feather import Feather as Feather
-from swiftvlm.methods.fields import fits as fits
-from swiftvlm.methods.fields import kinds_of as kinds_of
-from swiftvlm.methods.fields import said as said
+from swiftvlm.methods.fastv import FastV, RandomTokens, UniformTokens
+from swiftvlm.methods.feather import Feather
+from swiftvlm.methods.fields import fits, kinds_of, said
 from swiftvlm.methods.greedyprune import GreedyPrune
 from swiftvlm.methods.hiprune import HiPrune
 from swiftvlm.methods.holov import HoloV
 from swiftvlm.methods.ivcprune import IVCPrune
 from swiftvlm.methods.nuwa import Nuwa
-from swiftvlm.methods.pdrop import PDrop as PDrop
+from swiftvlm.methods.pdrop import PDrop
 from swiftvlm.methods.prumerge import PruMerge, PruMergePlus
-from swiftvlm.methods.sparsevlm import SparseVLM as SparseVLM
-from swiftvlm.methods.sparsevlm import SparseVLMPlus
+from swiftvlm.methods.sparsevlm import SparseVLM, SparseVLMPlus
 from swiftvlm.methods.star import Star
-from swiftvlm.methods.swiftvlm import SwiftVLM as SwiftVLM
-from swiftvlm.methods.swiftvlm import scaled_layers as scaled_layers
+from swiftvlm.methods.swiftvlm import SwiftVLM, scaled_layers
 from swiftvlm.methods.tome import ToMe
 from swiftvlm.methods.topv import TopV
-from swiftvlm.methods.vanilla import Vanilla as Vanilla
+from swiftvlm.methods.vanilla import Vanilla
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
 from swiftvlm.methods.vitcop import ViTCoP
 from swiftvlm.methods.vscan import VScan
 from swiftvlm.plans import Plan
 from swiftvlm.shape import ModelShape
+
+__all__ = [
+    "METHODS",
+    "NEEDS_WEIGHTS",
+    "CDPruner",
+    "Coordinated",
+    "Dart",
+    "DivPrune",
+    "FastV",
+    "Feather",
+    "GreedyPrune",
+    "HiPrune",
+    "HoloV",
+    "IVCPrune",
+    "Method",
+    "Nuwa",
+    "PDrop",
+    "PruMerge",
+    "PruMergePlus",
+    "RandomTokens",
+    "SparseVLM",
+    "SparseVLMPlus",
+    "Star",
+    "SwiftVLM",
+    "ToMe",
+    "TopV",
+    "UniformTokens",
+    "VScan",
+    "Vanilla",
+    "ViTCoP",
+    "VisPruner",
+    "VisionZip",
+    "check_stages",
+    "find_method",
+    "fits",
+    "kinds_of",
+    "plan",
+    "said",
+    "scaled_layers",
+]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {

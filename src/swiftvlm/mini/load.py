@@ -14,7 +14,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load_mini(dtype: torch.dtype = torch.float32) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The embedded model and its processor: a small LLaVA-1.5 that knows the rendered scenes of `swiftvlm.mini`.
+    """The embedded model and its processor: a small LLaVA-1.5 that knows the rendered scenes of `swiftvlm.scenes`.
 
     `dtype`: of the weights in memory; they are stored in bfloat16, which many CPUs compute slowly.
 

@@ -17,6 +17,8 @@ from swiftvlm.amounts import Number
 from swiftvlm.errors import SelectionError
 from swiftvlm.shape import ModelShape
 
+__all__ = ["LayerProfile", "own_folder", "profile_for"]
+
 SHIPPED = Path(__file__).parent
 
 

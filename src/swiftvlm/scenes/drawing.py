@@ -88,7 +88,7 @@ def _paste_thing(canvas: Image.Image, thing: Thing) -> None:
 def _paste_sign(canvas: Image.Image, sign: Sign) -> None:
     """A plate with a word in its middle."""
     plate, ink = ((40, 44, 52), (250, 250, 240)) if sign.dark else ((247, 244, 232), (20, 20, 24))
-    # Whole numbers already (`scenes._sign` rounds), so letters stand exactly where their labels say.
+    # Whole numbers already (`world._sign` rounds), so letters stand exactly where their labels say.
     left, top, right, bottom = (int(value) for value in sign.box)
     canvas.paste(ink, (left, top, right, bottom))
     canvas.paste(plate, (left + 1, top + 1, right - 1, bottom - 1))

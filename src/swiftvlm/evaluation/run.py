@@ -82,8 +82,6 @@ class Evaluation:
     def __init__(self, model: PreTrainedModel, processor: Any, batch: int) -> None:
         self.model, self.processor, self.batch = model, processor, batch
         self.shape = ModelShape.of(model)
-        # All prompts of a batch end in the same column, so that answers can be cut off behind it.
-        processor.tokenizer.padding_side = "left"
         encoder: Any = model
         # Such as LLaVA-NeXT's: a picture becomes several tiles, and its size says how many.
         self.tiled = "image_sizes" in inspect.signature(encoder.get_image_features).parameters
@@ -141,7 +139,9 @@ class Evaluation:
         prompts = [build_prompt(self.processor, sample.question, 1) for sample in samples]
         # Encoded or not, the processor must see the pictures: it writes a placeholder for every visual token.
         images = [features[sample.image]["image"] for sample in samples]
-        inputs = dict(self.processor(images=images, text=prompts, return_tensors="pt", padding=True))
+        # All prompts of a batch end in the same column, so that answers can be cut off behind it.
+        padded = {"padding": True, "padding_side": "left"}
+        inputs = dict(self.processor(images=images, text=prompts, return_tensors="pt", **padded))
         inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
         if self.shares_features and encoded:
             # transformers itself puts a list of tensors here, whatever its annotation says.

@@ -1,5 +1,7 @@
 """Published figures, to the printed digit: FLOPs columns of SwiftVLM's Table 1, token tables, presets."""
 
+from dataclasses import replace
+
 import pytest
 
 from swiftvlm import ModelShape, Plan, SwiftVLM, plan
@@ -12,6 +14,7 @@ from swiftvlm.flops import (
     paper_reevaluation,
     paper_total,
 )
+from swiftvlm.methods import PDrop, PruMerge, PruMergePlus, SparseVLM
 from swiftvlm.plans import Cut
 
 SHAPE = ModelShape()
@@ -121,3 +124,16 @@ def test_average_of_two_fates():
     averages = [plan(method, 192, SHAPE, 576).average_tokens for method in fates]
     assert max(averages) - min(averages) < 0.01
     assert max(averages) <= 192
+
+
+def test_the_authors_example_of_pyramiddrop_for_64():
+    """Issue 29 of their repository: a ratio of .19 behind 2, 8 and 16 of 32 layers."""
+    made = plan(PDrop(after=(2, 8, 16), counts=(109, 20, 3)), None, SHAPE, 576)
+    assert made.average_tokens == (2 * 576 + 6 * 109 + 8 * 20 + 16 * 3) / 32 == 62.9375
+
+
+@pytest.mark.parametrize("method", [SparseVLM(version="first"), PruMerge(adaptive=True), PruMergePlus(adaptive=True)])
+def test_what_adapts_to_the_image_needs_no_count(method):
+    """As in their official code: the plan's bound is everything, also on other depths and images."""
+    for shape, visual in ((SHAPE, 576), (replace(SHAPE, layers=24), 1000)):
+        assert set(plan(method, None, shape, visual).tokens_per_layer) == {visual}

@@ -25,7 +25,8 @@ class PDrop(Method):
     - `counts`: tokens kept at each cut.
 
     The official default keeps a half each time, 270 of 576 tokens on average. A budget keeps the geometric structure
-    and solves for the ratio, as its authors advise; 8, 16, 24 cannot go below 144 (a quarter).
+    and solves for the ratio, as its authors advise; 8, 16, 24 cannot go below 144 (a quarter). Their example for 64 is
+    `PDrop(after=(2, 8, 16), counts=(109, 20, 3))`, 62.9 on average.
     """
 
     name: ClassVar[str] = "pdrop"

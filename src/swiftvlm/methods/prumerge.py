@@ -1,11 +1,16 @@
 """LLaVA-PruMerge and PruMerge+: patches that stand out, each enriched by its like, before the language model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from swiftvlm.methods.base import Preset
 from swiftvlm.methods.tiles import Tiled
 from swiftvlm.reductions.prumerge import Outstanding
 from swiftvlm.stage import Reduction
+
+# No bound but what is there: the image decides.
+ADAPTIVE: Mapping[str, Preset] = {"adaptive": Preset((0,), ((576, 0),))}
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class PruMerge(Tiled):
 
     - `counts`: tokens, the last one included.
     - `adaptive`: only patches whose attention is an outlier (above Q3 + 1.5 IQR) are kept, each image its own number,
-      never more than the plan's. The official code pools a batch for that; here every tile decides for itself.
+      never more than the plan's. The official code pools a batch for that; here every tile decides for itself. Without
+      counts or a budget, as officially, nothing else bounds them (preset "adaptive").
     """
 
     name: ClassVar[str] = "prumerge"
@@ -27,6 +33,10 @@ class PruMerge(Tiled):
     source: ClassVar[str] = "official code; each tile by itself"
 
     adaptive: bool = False
+
+    def settings(self) -> Mapping[str, Preset]:
+        """The published ratios are averages over images: only what adapts to the image has a setting of its own."""
+        return ADAPTIVE if self.adaptive else self.presets
 
     @property
     def reduction(self) -> Reduction:

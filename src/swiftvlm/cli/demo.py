@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import swiftvlm
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.cli.parse import print_json
 from swiftvlm.cli.report import progress, scaled
 from swiftvlm.cli.saving import check_folder, save_all
@@ -34,7 +35,7 @@ def first_scene() -> Sample:
     return embedded_task("ref", 50).samples[index]
 
 
-def demo(budget: int | float | None, save: Path | None, json: bool) -> None:
+def demo(budget: Budget, save: Path | None, json: bool) -> None:
     """Answer one question unpruned, with FastV and with SwiftVLM; print all three, save the picture."""
     limit = BUDGET if budget is None else budget
     if save is not None:
@@ -53,9 +54,7 @@ def demo(budget: int | float | None, save: Path | None, json: bool) -> None:
     _show(sample, answers, save)
 
 
-def _answer(
-    model: Any, processor: Any, inputs: dict[str, Any], sample: Sample, name: str, budget: int | float
-) -> Answer:
+def _answer(model: Any, processor: Any, inputs: dict[str, Any], sample: Sample, name: str, budget: Number) -> Answer:
     # Vanilla has no stage that could meet a budget.
     with (
         torch.no_grad(),

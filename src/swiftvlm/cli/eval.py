@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from swiftvlm.amounts import Budget
 from swiftvlm.budget import target_average
 from swiftvlm.cli.common import asked_tasks, check_form, check_out, header, open_model, samples_of
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method
@@ -126,13 +127,13 @@ def _cells(methods: str, budgets: str, layers: str | None, seed: int) -> list[Ce
     return list({cell.label: cell for cell in cells}.values())
 
 
-def _at(limits: list[int | float | None], name: str, method: Method) -> list[Cell]:
+def _at(limits: list[Budget], name: str, method: Method) -> list[Cell]:
     if method.counts is not None:  # a budget of its own
         return [Cell(name, method, None)]
     return [Cell(f"{name}@{limit}", method, limit) for limit in limits]
 
 
-def _limits(budgets: str) -> list[int | float | None]:
+def _limits(budgets: str) -> list[Budget]:
     limits = [read_budget(text.strip()) for text in budgets.split(",")]
     for limit in limits:
         target_average(limit, 1)  # wrong whatever the picture

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from swiftvlm.amounts import Number
 from swiftvlm.cli.common import asked_tasks, check_out, header, open_model, rows_of, samples_of
 from swiftvlm.cli.parse import print_json, read_budget, read_method
 from swiftvlm.cli.report import progress
@@ -93,14 +94,14 @@ def _named(keys: str) -> list[Sample]:
     return found
 
 
-def _budget(option: str, text: str) -> int | float:
+def _budget(option: str, text: str) -> Number:
     limit = read_budget(text)
     if limit is None:
         raise SwiftVLMError(f"{option} is a number of tokens or a fraction, got {text!r}")
     return limit
 
 
-def _able(named: dict[str, Method], runner: Explaining, budget: int | float) -> dict[str, Method]:
+def _able(named: dict[str, Method], runner: Explaining, budget: Number) -> dict[str, Method]:
     """The methods that can meet the story's budget; the last one, which keeps what others lose, must be able."""
     able = {name: one for name, one in named.items() if meets(runner.shape, one, budget, VISUAL_TOKENS)}
     if list(named)[-1] not in able or len(able) < 2:

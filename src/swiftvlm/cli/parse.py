@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from transformers import AutoConfig
 
+from swiftvlm.amounts import Budget
 from swiftvlm.errors import SwiftVLMError
 from swiftvlm.methods import METHODS, Method, RandomTokens, SwiftVLM, find_method, fits, kinds_of, said
 from swiftvlm.shape import SHAPES, ModelShape
@@ -17,7 +18,7 @@ from swiftvlm.shape import SHAPES, ModelShape
 ASKED: ContextVar[tuple[str, ...]] = ContextVar("ASKED", default=())
 
 
-def read_budget(text: str | None) -> int | float | None:
+def read_budget(text: str | None) -> Budget:
     """`192` is a number of tokens, `0.33` or `1.0` a fraction. Raises `SwiftVLMError` for other text."""
     if text is None:
         return None

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import swiftvlm
-from swiftvlm.amounts import Number
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.budget import target_average
 from swiftvlm.cli.parse import known_methods, print_json, read_budget, read_method, read_shape
 from swiftvlm.errors import BudgetError, MethodError, SwiftVLMError
@@ -51,7 +51,7 @@ def plan(
         show(facts, made)
 
 
-def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int, text_tokens: int, json: bool) -> None:
+def _show_all(shape: ModelShape, budget: Budget, visual_tokens: int, text_tokens: int, json: bool) -> None:
     rows = _all(shape, budget, visual_tokens, text_tokens)
     if json:
         print_json(rows)
@@ -73,7 +73,7 @@ def _show_all(shape: ModelShape, budget: int | float | None, visual_tokens: int,
             console.print(f"{row['method']}: {row['error']}", soft_wrap=True)
 
 
-def _all(shape: ModelShape, budget: int | float | None, visual_tokens: int, text_tokens: int) -> list[dict[str, Any]]:
+def _all(shape: ModelShape, budget: Budget, visual_tokens: int, text_tokens: int) -> list[dict[str, Any]]:
     """Every method at a budget, or why it cannot meet it; vanilla, which has none, to compare with."""
     rows = []
     # What no method could take is one error here, not the same line for each of them below.

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from swiftvlm.amounts import Budget
 from swiftvlm.engine import prune
 from swiftvlm.errors import BudgetError
 from swiftvlm.evaluation.journal import Journal, Row
@@ -33,7 +34,7 @@ class Cell:
 
     label: str
     method: Method
-    budget: int | float | None
+    budget: Budget
 
     def floor(self, shape: ModelShape, visual: int, patches: int) -> str | None:
         """Why the budget cannot be met by this method on this model, or None if it can; `patches` as in `Sample`."""

@@ -1,7 +1,7 @@
 """Figures of what pruning did. Functions return matplotlib `Figure`s and touch no global state; the caller saves.
 
 `draw_patches` shows one run on its own picture: the numbers come from `fates`, the places from `layout`.
-`draw_schematic` shows the method itself, in the same palette. Only who imports this room imports matplotlib.
+`draw_schematic` shows the method itself, in the same palette.
 """
 
 from swiftvlm.figures.accuracy import draw_accuracy, method_of

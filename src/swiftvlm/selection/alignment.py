@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from swiftvlm.amounts import Number
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.engine import prune
 from swiftvlm.families import find_family
 from swiftvlm.methods import Method
@@ -42,7 +42,7 @@ class Change:
         return total / self.groups.bincount(minlength=len(total))[:, None]
 
 
-def changes(model: PreTrainedModel, inputs: dict[str, Any], method: Method, budget: int | float | None) -> list[Change]:
+def changes(model: PreTrainedModel, inputs: dict[str, Any], method: Method, budget: Budget) -> list[Change]:
     """The changes behind every stage that bypasses, on one prompt (batch 1, no padding)."""
     states = _States(model)
     with torch.no_grad():

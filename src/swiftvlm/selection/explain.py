@@ -36,7 +36,7 @@ class Asked:
 class Explaining(Evaluation):
     """Runs every sample whole and under SwiftVLM's variants, and keeps numbers only."""
 
-    def __init__(self, model: PreTrainedModel, processor: Any, method: SwiftVLM, budget: int | float) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Any, method: SwiftVLM, budget: Number) -> None:
         """`method`: whose layers and fields the variants take over.
 
         Raises:

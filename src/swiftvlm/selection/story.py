@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from swiftvlm.amounts import Budget, Number
 from swiftvlm.engine import prune
 from swiftvlm.errors import BudgetError
 from swiftvlm.evaluation import Sample, score
@@ -17,7 +18,7 @@ Story = dict[str, Any]
 
 
 def tell_story(
-    runner: Explaining, samples: Iterable[Sample], methods: Mapping[str, Method], budget: int | float
+    runner: Explaining, samples: Iterable[Sample], methods: Mapping[str, Method], budget: Number
 ) -> Story | None:
     """The first question that the whole model and the last method answer, and all others lose at the same budget.
 
@@ -37,7 +38,7 @@ def tell_story(
     return None
 
 
-def meets(shape: ModelShape, method: Method, budget: int | float, visual: int) -> bool:
+def meets(shape: ModelShape, method: Method, budget: Number, visual: int) -> bool:
     """Whether a method can meet the budget on pictures of `visual` tokens."""
     try:
         # Any number of text tokens: counts depend on the visual ones alone.
@@ -48,7 +49,7 @@ def meets(shape: ModelShape, method: Method, budget: int | float, visual: int) -
 
 
 @torch.no_grad()
-def _say(runner: Explaining, one: Asked, method: Method, budget: int | float | None) -> dict[str, Any]:
+def _say(runner: Explaining, one: Asked, method: Method, budget: Budget) -> dict[str, Any]:
     """Words, whether they are right, whether the last stage kept a patch of what was asked, and the trace."""
     model: Any = runner.model
     # What acts before the language model must see the picture being encoded.

@@ -9,6 +9,7 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -390,3 +391,24 @@ def test_no_figure_is_cut_short(capsys):
     assert line.count("50.0 ±8.0") == 6
     assert "95.2" in line
     assert "2.30" in line
+
+
+@pytest.mark.parametrize(
+    ("said", "true", "right"),
+    [
+        ("Yes.", "yes", True),
+        ("The red umbrella", "a red umbrella!", True),
+        ("red  umbrella\n", "Red Umbrella", True),
+        ("no", "yes", False),
+        ("umbrella red", "red umbrella", False),
+        ("A", "AN", False),  # articles alone are told apart
+        ("A", "A", True),
+        ("", "yes", False),
+    ],
+)
+def test_words_of_a_user_may_differ_in_case_and_punctuation(said, true, right):
+    """A checkpoint's own way of saying yes is right; the embedded tasks, whose signs are letters, stay exact."""
+    drawn: Any = None
+    sample = Sample("own", "1", "1", drawn, "what?", true, exact=False)
+    assert score(sample, said) == right
+    assert score(replace(sample, exact=True), said) == (said == true)

@@ -1,6 +1,7 @@
 """Scores of answers, and what a mean of them is worth."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from swiftvlm.amounts import Number
@@ -21,12 +22,19 @@ def iou(one: Box, other: Box) -> Number:
 
 
 def score(sample: Sample, answer: str) -> Number:
-    """1 for a right answer, 0 for a wrong one: a box that overlaps the true one by half, or the very words."""
+    """1 for a right answer, 0 for a wrong one: a box that overlaps the true one by half, or the same words."""
     if sample.box is None:
-        return float(answer.strip() == sample.answer)
+        same = answer.strip() == sample.answer
+        return float(same or (not sample.exact and _words(answer) == _words(sample.answer)))
     # Only the first box counts: an answer that lists several must not be right by any of them.
     boxes = read_boxes(answer)
     return float(bool(boxes) and iou(boxes[0], sample.box) >= ENOUGH)
+
+
+def _words(text: str) -> list[str]:
+    """Words as VQA compares them: "The sign." is "sign"; what is nothing but articles or signs stays what it is."""
+    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
+    return [word for word in words if word not in ("a", "an", "the")] or [text.strip()]
 
 
 def mean(values: Sequence[Number]) -> tuple[Number, Number]:

@@ -13,7 +13,8 @@ class Sample:
     """One question. `image` names the picture (samples of several tasks share it); `box`: shares of its sides.
 
     Where it is known what stands where: `shown`, of the picture's `patches`, row by row, those that any thing or sign
-    touches; `target`, the one under the middle of the box, or of each sign, that is the answer.
+    touches; `target`, the one under the middle of the box, or of each sign, that is the answer. `exact`: whether an
+    answer in words must have the very letters, or may differ in case, punctuation and articles.
     """
 
     task: str
@@ -26,6 +27,7 @@ class Sample:
     shown: tuple[int, ...] = ()
     target: tuple[int, ...] = ()
     patches: int = 0
+    exact: bool = True
 
 
 @dataclass(frozen=True)

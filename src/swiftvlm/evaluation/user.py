@@ -77,7 +77,9 @@ def _sample(line: str, path: Path) -> Sample | str:
     # Without an id, what is asked is its name: lines may move, and answers must not pass to another question.
     asked = json.dumps([data["image"], data["question"], data.get("answer"), data.get("box")])
     key = f"{task}/{data['id'] if 'id' in data else hashlib.sha256(asked.encode()).hexdigest()[:16]}"
-    return Sample(task, key, str(image), partial(open_image, str(image)), data["question"], answer, told[0])
+    picture = partial(open_image, str(image))
+    # A checkpoint says "Yes." where the file says "yes".
+    return Sample(task, key, str(image), picture, data["question"], answer, told[0], exact=False)
 
 
 def _answer(data: dict[str, Any]) -> tuple[tuple[float, float, float, float] | None] | str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from swiftvlm.evaluation import Evaluation, Journal, Row, Sample, mean
 from swiftvlm.methods import SwiftVLM
 from swiftvlm.selection.alignment import Change, agreement, changes
 from swiftvlm.selection.overlap import early_against_late, kept_of_top, rankings
-from swiftvlm.shape import ModelShape
 from swiftvlm.trace import Run
 
 CELL = "explain"
@@ -37,13 +37,8 @@ class Explaining(Evaluation):
     """Runs every sample whole and under SwiftVLM's variants, and keeps numbers only."""
 
     def __init__(self, model: PreTrainedModel, processor: Any, method: SwiftVLM, budget: Number) -> None:
-        """`method`: whose layers and fields the variants take over.
-
-        Raises:
-            BudgetError: the method cannot meet the budget.
-        """
+        """`method`: whose layers and fields the variants take over."""
         super().__init__(model, processor, batch=1)
-        self.shape = ModelShape.of(model)
         self.swift, self.budget = method, budget
 
     def explain(self, samples: Sequence[Sample], journal: Journal, tell: Callable[[int], None]) -> None:
@@ -101,7 +96,7 @@ def _rounded(value: Any) -> Any:
 def _ranking(rows: Sequence[Row]) -> list[list[Number]]:
     """Means over the questions of a table that each of them has."""
     tables = [row["ranking"] for row in rows]
-    return [[_mean([table[i][j] for table in tables]) for j in range(len(line))] for i, line in enumerate(tables[0])]
+    return [[fmean([table[i][j] for table in tables]) for j in range(len(line))] for i, line in enumerate(tables[0])]
 
 
 def summary_of(rows: Sequence[Row], layers: int) -> dict[str, Any]:
@@ -136,11 +131,7 @@ def _overlaps(rows: Sequence[Row]) -> dict[str, Any]:
 def _aligned(questions: Sequence[Sequence[Row]]) -> list[dict[str, Number]]:
     """Means over the questions, stage by stage."""
     stages = range(min(len(stages) for stages in questions))
-    return [{key: _mean([one[i][key] for one in questions]) for key in questions[0][i]} for i in stages]
-
-
-def _mean(values: Sequence[Number]) -> Number:
-    return sum(values) / len(values)
+    return [{key: fmean([one[i][key] for one in questions]) for key in questions[0][i]} for i in stages]
 
 
 def projected(changes_: Sequence[Change], seed: int = 0) -> list[dict[str, Any]]:

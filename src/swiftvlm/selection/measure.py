@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -167,10 +168,10 @@ def profile_of(rows: Sequence[Row], layers: int) -> Profile:
     used = [record for record in tasks.values() if record["vanilla"] > 0]
     if not used:
         raise SelectionError(f"the model answers nothing in {', '.join(tasks) or 'no task'}, even unpruned")
-    relative = _each(lambda *parts: _mean(parts), [_shares(one, "accuracy") for one in used])
+    relative = _each(lambda *parts: fmean(parts), [_shares(one, "accuracy") for one in used])
     # As of independent tasks: the errors add in squares.
     errors = _each(lambda *parts: math.hypot(*parts) / len(used), [_shares(one, "error") for one in used])
-    spread = _each(lambda *parts: _mean(parts), [_stretched(one["accuracy"]) for one in used])
+    spread = _each(lambda *parts: fmean(parts), [_stretched(one["accuracy"]) for one in used])
     left_out = tuple(task for task, record in tasks.items() if record["vanilla"] == 0)
     return Profile(tuple(relative), tuple(errors), tuple(spread), tasks, left_out)
 
@@ -193,10 +194,6 @@ def _record(task: str, cells: Accuracies, labels: list[str]) -> dict[str, Any]:
         raise SelectionError(f"task {task} has no answers of {', '.join(missing[:3])}: measure it first")
     accuracy, error = zip(*(cells[label] for label in labels), strict=True)
     return {"vanilla": cells[VANILLA][0], "accuracy": list(accuracy), "error": list(error)}
-
-
-def _mean(values: Sequence[Number]) -> Number:
-    return sum(values) / len(values)
 
 
 def _stretched(values: Sequence[Number]) -> list[Number]:

@@ -15,6 +15,7 @@ from swiftvlm.errors import FamilyError, UnsupportedError
 from swiftvlm.methods.visionzip import VisionZip
 from swiftvlm.methods.vispruner import VisPruner
 from swiftvlm.shape import ModelShape
+from swiftvlm.trace import Run
 from tests.laws.before import CHOOSING, FOUR, METHODS, both, by_budget, every, every_one
 from tests.laws.cases import (
     answering,
@@ -27,6 +28,7 @@ from tests.laws.cases import (
     visual_slots,
 )
 from tests.laws.generation import snapshot
+from tests.laws.test_dtypes import CLOSE as ROUGHLY
 from tests.laws.test_left_as_found import breaking
 from tests.support import IMAGE, LAYERS, Row, batch_of, make_row, tiny
 from tests.test_unknown_family import announced, vip_llava
@@ -271,19 +273,30 @@ HALVES = [
 ]
 
 
+def decided(run: Run, row: int) -> list[Any]:
+    """All that was chosen in a row, stage by stage."""
+    return [[stage[row].tolist() for stage in part] for part in (run.kept, run.anchors, run.groups)]
+
+
 @crossed(METHODS, HALVES)
 def test_half_precision(method, setting):
-    """Law 12: laws 1, 3, 8 and 9 as in float32, and a finite answer."""
+    """Law 12: laws 1, 3, 8 and 9 as in float32; its logits, too, wherever the same patches were chosen."""
     family, dtype = setting
     # A copy: other tests share the model, and its weights would come back rounded.
     model = deepcopy(tiny(family)).to(dtype)
     batch, text = batch_of(model, list(mixed_rows(tiny(family)))), batch_of(model, [make_row(model, 0, images=0)])
+    with swiftvlm.prune(tiny(family), method) as exact:
+        wanted = tiny(family)(**batch).logits[:, -1]
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
     plain, words, before = model(**batch).logits, model(**text).logits, snapshot(model)
     with swiftvlm.prune(model, method) as trace:
         logits = model(**batch).logits
         assert torch.equal(model(**text).logits, words)
     assert torch.isfinite(logits[:, -1]).all()
+    same = [row for row in range(4) if decided(exact.last, row) == decided(trace.runs[0], row)]
+    # The row without a picture is always among them.
+    assert len(same) >= 2
+    torch.testing.assert_close(logits[same, -1].float(), wanted[same], atol=ROUGHLY[dtype], rtol=0)
     for row, seen in zip(trace.runs[0].per_row, trace.runs[0].visual, strict=True):
         assert row == method.plan(ModelShape.of(model), seen, 5).tokens_per_layer
     assert snapshot(model) == before

@@ -126,6 +126,10 @@ def _rows(
     rows: list[Row | None] = []
     for index, plan in enumerate(plans):
         first = index if prompt.twin is None else int(prompt.twin[index])
+        # What beams' copies nearly always are: the very same, and looked at once.
+        if first < index and torch.equal(embeds[index], embeds[first]):
+            rows.append(rows[first])
+            continue
         own = _row(watch, reduction, prompt, plan, cells[index], embeds, index)
         # Its own pictures even so, which a copy's only nearly are; but a rounding must not part the copies' choices.
         rows.append(own if first == index or _alike(own, rows[first]) else rows[first])

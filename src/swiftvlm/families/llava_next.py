@@ -56,12 +56,12 @@ class LlavaNext(Family):
             rows, columns = _extent(newline[start + side * side :])
             grids = self._grids(model, rows, columns, side)
             fitting = [_image_cells(len(images), grid, rows, columns, side) for grid in grids]
-            shown = [cells for cells in fitting if _shows(cells, features[start:], tiles, side)]
-            # Encoded elsewhere: only a grid that the image fills to the edge may be mistaken for a larger one.
-            found = shown or (fitting if _certain(grids, rows, columns, side) else [])
-            if not found:
+            # Comparing waits for the device, so tiles are asked only where rows and columns leave a doubt.
+            if not _certain(grids, rows, columns, side):
+                fitting = [cells for cells in fitting if _shows(cells, features[start:], tiles, side)]
+            if not fitting:
                 return None
-            images.append(found[0])
+            images.append(fitting[0])
             start += len(images[-1])
         return torch.cat([torch.zeros(0, 4, dtype=torch.long), *images]) if start == len(features) else None
 
